@@ -1,0 +1,30 @@
+"""Who is in the middle of a transaction: what the start barrier and the sweep's horizon wait for.
+
+Every transaction holds a lock on its own virtual id until it ends, visible to any role in ``pg_locks``; this is what
+``CREATE INDEX CONCURRENTLY`` waits for too.  Ids with a permanent xid (``pg_current_snapshot()``) would not do: a
+REPEATABLE READ transaction that has only read so far has none, and may still write by what its old snapshot shows.
+Prepared transactions have no virtual id and are named by their gid.
+"""
+
+from __future__ import annotations
+
+from engine.db.connection import Connection
+
+_RUNNING = """\
+SELECT l.virtualtransaction AS id,
+       'pid ' || a.pid || ' ' || coalesce(nullif(a.application_name, ''), a.usename)
+           || coalesce(' since ' || to_char(a.xact_start, 'HH24:MI:SS'), '') AS who
+  FROM pg_catalog.pg_locks l
+  JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+ WHERE l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock' AND l.granted
+   AND a.datname = current_database() AND a.usename IS NOT NULL
+   AND a.pid <> pg_backend_pid() AND a.application_name NOT LIKE 'backfill/%'
+UNION ALL
+SELECT 'prepared ' || gid, 'prepared transaction of ' || owner || ' since ' || to_char(prepared, 'HH24:MI:SS')
+  FROM pg_catalog.pg_prepared_xacts
+ WHERE database = current_database()"""
+
+
+async def running_transactions(connection: Connection) -> dict[str, str]:
+    """Id -> who it is, for people, of every client transaction of this database except our own connections'."""
+    return {row["id"]: row["who"] for row in await connection.fetch(_RUNNING)}

@@ -1,0 +1,149 @@
+"""What happened, as values.  Rooms emit; telemetry, the command line and tests listen.
+
+An event never holds a row value, a key or a secret.  ``Emit`` is any callable that takes one: emitting never waits
+and never fails the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from engine.model import JobState, Mode, Observation, Phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of all events.  ``name`` is the stable name in ``--json`` output."""
+
+    name: ClassVar[str] = ""
+    job: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The event as one JSON object: ``event`` first, then its fields."""
+        return {"event": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOpened(Event):
+    """This process has opened the job: created it, or found it and goes on with it."""
+
+    name = "job.opened"
+    mode: Mode
+    source: str
+    target: str
+    resumed: bool
+    rows_estimated: float
+    spans: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateChanged(Event):
+    """The job is in another state now."""
+
+    name = "job.state"
+    state: JobState
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseChanged(Event):
+    """All spans of one phase are finished; the next begins."""
+
+    name = "job.phase"
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting(Event):
+    """Nothing moves, and this is why (``reason`` empty: it moves again).  Emitted on change only."""
+
+    name = "job.waiting"
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanClaimed(Event):
+    """A worker holds a span now."""
+
+    name = "span.claimed"
+    worker: str
+    span: int
+    epoch: int
+    stolen: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanReleased(Event):
+    """A worker let go of a span: finished, or handed back."""
+
+    name = "span.released"
+    worker: str
+    span: int
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseLost(Event):
+    """A worker found that somebody else holds its span; its chunk was rolled back."""
+
+    name = "lease.lost"
+    worker: str
+    span: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkCommitted(Event):
+    """One chunk is durable together with its cursor."""
+
+    name = "chunk.committed"
+    worker: str
+    span: int
+    observation: Observation
+    admit_s: float  # waited for the token bucket
+    next_rows: int  # what the sizer asks for next
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkRetried(Event):
+    """A chunk failed, was rolled back and will be tried again."""
+
+    name = "chunk.retried"
+    worker: str
+    span: int
+    sqlstate: str
+    action: str  # retry | split | reconnect
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draining(Event):
+    """The process was asked to stop and finishes what it has in hand."""
+
+    name = "run.draining"
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFinished(Event):
+    """The last event of ``run``: the fields and their names are part of the contract."""
+
+    name = "job.finished"
+    state: JobState
+    rows: int
+    bytes: int
+    chunks: int
+    seconds: float
+    rows_per_s: float
+    retries: int
+    quarantined: int
+    resumed: bool
+    verified: bool | None
+
+
+Emit = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """An ``Emit`` that listens to nothing."""

@@ -1,0 +1,464 @@
+"""From a spec to everything a run needs: what the catalogue says, what preflight finds, how rows will move.
+
+Only asks; nothing here writes.  Each process does it for itself and compares the outcome with the ledger's: a worker on
+another host believes the catalogue, not what somebody wrote into a control table.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import asyncpg
+
+from engine.db import Connection, Database
+from engine.db.failures import classify
+from engine.db.inspect import inspect_table
+from engine.errors import PreflightRefused, UsageError
+from engine.flow.answer import answer
+from engine.model import Column, Deletes, Finding, Index, Key, KeyColumn, Mode, Side, Table
+from engine.plan.preflight import (
+    ColumnMap,
+    ExpressionFacts,
+    PlanCheck,
+    PreflightFacts,
+    choose_arbiter,
+    choose_key,
+    map_columns,
+    preflight,
+    ranges_agree,
+    refusals,
+)
+from engine.plan.spans import SpanPlan, plan_spans
+from engine.spec import Dsn, JobSpec
+from engine.sql import ExpressionError, ident, qualified, read_expression
+from engine.sql.predicates import parameter, within
+from engine.sql.statements import MappedColumn, SourceShape, TargetShape
+
+DEFAULT_DSN_VARIABLE: Final = "BACKFILL_DSN"
+SMALL_TABLE_ROWS: Final = 50_000
+"""Below this a scan of the whole table is what the planner should choose; above, it means a chunk reads everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """The job's databases.  In place, and within one database, both are the same object."""
+
+    source: Database
+    target: Database
+
+    @property
+    def is_one(self) -> bool:
+        """True when source and target are one database."""
+        return self.source is self.target
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was seen of a job before it starts; ``findings`` may refuse it."""
+
+    spec: JobSpec
+    mode: Mode
+    endpoints: Endpoints
+    source: Table
+    target: Table | None
+    key: Key | None
+    columns: ColumnMap | None
+    arbiter: Index | None
+    plan: SpanPlan | None
+    checks: tuple[PlanCheck, ...]
+    findings: tuple[Finding, ...]
+    identity: dict[str, Any]
+    arbiters: frozenset[str]
+
+    def prepared(self) -> Prepared:
+        """The job as it can be run.  Raises ``PreflightRefused`` with every refusal."""
+        refused = refusals(self.findings)
+        if refused:
+            raise PreflightRefused(refused)
+        assert self.key is not None and self.plan is not None, "preflight refuses a table without a key"
+        return _prepared(self, self.key, self.plan)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job ready to run: shapes for the movers, the plan, and what makes the job this job."""
+
+    spec: JobSpec
+    mode: Mode
+    endpoints: Endpoints
+    source_table: Table
+    target_table: Table | None
+    source: SourceShape
+    target: TargetShape | None
+    sweep_source: SourceShape | None
+    sweep_target: TargetShape | None
+    sweep_key: Key | None
+    arbiters: frozenset[str]
+    binary: bool
+    row_bytes: float
+    plan: SpanPlan
+    identity: dict[str, Any]
+    findings: tuple[Finding, ...]
+
+    @property
+    def key(self) -> Key:
+        """The key the job pages its source by."""
+        return self.source.key
+
+    @property
+    def written_table(self) -> Table:
+        """The table that the job writes."""
+        return self.target_table or self.source_table
+
+    @property
+    def sweeps(self) -> bool:
+        """True when rows deleted at the source meanwhile are to be taken out of the target again."""
+        return self.target is not None and self.spec.deletes is Deletes.GUARDED
+
+    @property
+    def source_label(self) -> str:
+        """For people: where from."""
+        return f"{self.endpoints.source.label} {self.source_table.name}"
+
+    @property
+    def target_label(self) -> str:
+        """For people: where to."""
+        return f"{self.endpoints.target.label} {self.written_table.name}"
+
+
+def endpoints_of(spec: JobSpec, environment: Mapping[str, str] = os.environ) -> tuple[Database, Database]:
+    """The spec's two databases; without a DSN: BACKFILL_DSN, else libpq's own variables.  A target without a DSN is in
+    the source's database.
+    """
+    default = environment.get(DEFAULT_DSN_VARIABLE, "")
+
+    def database(dsn: Dsn | None, side: Side) -> Database:
+        return Database(
+            dsn if dsn is not None else default,
+            side=side,
+            job=spec.name,
+            role=spec.role,
+            lock_timeout_s=spec.lock_timeout_s,
+        )
+
+    if spec.target is None or spec.target.dsn is None:
+        both = database(spec.source.dsn, Side.TARGET)
+        return both, both
+    return database(spec.source.dsn, Side.SOURCE), database(spec.target.dsn, Side.TARGET)
+
+
+async def inspect(spec: JobSpec, databases: tuple[Database, Database]) -> Inspection:
+    """Ask both databases everything that preflight and the planner want to know.  Touches nothing.
+
+    Raises ``CannotConnect``, and ``UsageError`` when the source table does not exist.
+    """
+    source_db, target_db = databases
+    # As the role that will do the work, so that rights and row security are judged as they will apply.
+    there = await source_db.connect("plan", data=True)
+    here = there if source_db is target_db else await target_db.connect("plan", data=True)
+    try:
+        if here is not there and _same_database(here, there):
+            source_db = target_db
+        return await _inspect(spec, Endpoints(source_db, target_db), there, here)
+    finally:
+        await there.close()
+        if here is not there:
+            await here.close()
+
+
+def _same_database(one: Connection, other: Connection) -> bool:
+    a, b = one.server, other.server
+    return bool(a.system_identifier) and (a.system_identifier, a.database_oid) == (b.system_identifier, b.database_oid)
+
+
+async def _inspect(spec: JobSpec, endpoints: Endpoints, there: Connection, here: Connection) -> Inspection:
+    source = await inspect_table(there, spec.source.table)
+    target = await _inspect_target(spec, here)
+    mode = Mode.UPDATE if spec.target is None else Mode.INSERT if endpoints.is_one else Mode.COPY
+    key = choose_key(spec, source).key
+    columns = map_columns(spec, source, target) if target is not None else None
+    places = columns.key_columns(key, target) if columns and key and target else None
+    arbiter = choose_arbiter([c.name for c in places], target) if places and target else None
+    plan = await answer(plan_spans(key, workers=spec.workers), there, source.name, key) if key else None
+    checks = await _check_plans(there, source, key, plan) if key and plan else ()
+    facts = PreflightFacts(
+        spec=spec,
+        mode=mode,
+        source=source,
+        source_server=there.server,
+        target=target,
+        target_server=here.server,
+        expressions=await _read_expressions(spec, there, source),
+        plans=checks,
+        target_has_rows=await _has_rows(here, target) if target else None,
+    )
+    identity = spec.meaning() | {
+        "source": str(source.name),
+        "target": str(target.name) if target else None,
+        "key": list(key.names) if key else [],
+        "source_system": there.server.system_identifier,
+        "source_database": there.server.database,
+        "source_oid": source.oid,
+        "target_system": here.server.system_identifier,
+        "target_database": here.server.database,
+        "target_oid": target.oid if target else None,
+    }
+    return Inspection(
+        spec=spec,
+        mode=mode,
+        endpoints=endpoints,
+        source=source,
+        target=target,
+        key=key,
+        columns=columns,
+        arbiter=arbiter,
+        plan=plan,
+        checks=checks,
+        findings=preflight(facts),
+        identity=identity,
+        arbiters=await _index_names(here, arbiter),
+    )
+
+
+async def _inspect_target(spec: JobSpec, here: Connection) -> Table | None:
+    """The target table; None in place, and where there is no such table (preflight says so)."""
+    if spec.target is None:
+        return None
+    try:
+        return await inspect_table(here, spec.target.table)
+    except UsageError:
+        return None
+
+
+async def _has_rows(connection: Connection, table: Table) -> bool | None:
+    if table.kind not in ("r", "p") or "SELECT" not in table.privileges:
+        return None
+    return bool(await connection.fetchval(f"SELECT EXISTS (SELECT FROM {qualified(table.name)})"))
+
+
+async def _index_names(connection: Connection, index: Index | None) -> frozenset[str]:
+    """The arbiter's name and those of its parts on partitions: what a unique violation may be reported on."""
+    if index is None:
+        return frozenset()
+    rows = await connection.fetch(
+        "SELECT c.relname FROM pg_catalog.pg_partition_tree($1::oid::regclass) t"
+        " JOIN pg_catalog.pg_class c ON c.oid = t.relid",
+        index.oid,
+    )
+    return frozenset(row["relname"] for row in rows) | {index.name}
+
+
+# -- expressions ----------------------------------------------------------------------------------------------------
+
+
+async def _read_expressions(spec: JobSpec, connection: Connection, source: Table) -> tuple[ExpressionFacts, ...]:
+    wanted: list[tuple[str, str | None, str]] = [("set", name, text) for name, text in spec.set.items()]
+    wanted += [("columns", name, text) for name, text in spec.columns.items()]
+    wanted += [(clause, None, text) for clause, text in (("where", spec.where), ("done", spec.done)) if text]
+    return tuple([await _read_one(connection, source, *one) for one in wanted])
+
+
+async def _read_one(
+    connection: Connection, source: Table, clause: str, column: str | None, text: str
+) -> ExpressionFacts:
+    try:
+        expression = read_expression(text)
+    except ExpressionError as error:
+        return ExpressionFacts(clause=clause, column=column, text=text, error=_with_hint(error.message, error.hint))
+    if column is None:
+        probe = f"SELECT ({expression.sql})::boolean FROM {qualified(source.name)} WHERE ({expression.sql})"
+    else:
+        probe = f"SELECT ({expression.sql}) FROM {qualified(source.name)}"
+    try:
+        (_, _, type_name), *_ = await connection.describe(probe)
+    except asyncpg.PostgresError as error:
+        failure = classify(error)
+        return ExpressionFacts(
+            clause=clause,
+            column=column,
+            text=text,
+            identifiers=expression.identifiers,
+            functions=expression.functions,
+            error=_with_hint(failure.message, failure.hint),
+        )
+    rows = await connection.fetch(
+        "SELECT proname::text AS name, bool_or(provolatile = 'v') AS volatile,"
+        " bool_or(prokind <> 'f' OR proretset) AS not_scalar"
+        " FROM pg_catalog.pg_proc WHERE proname = ANY ($1::text[]) GROUP BY proname",
+        sorted(expression.functions),
+    )
+    return ExpressionFacts(
+        clause=clause,
+        column=column,
+        text=text,
+        identifiers=expression.identifiers,
+        functions=expression.functions,
+        volatile=frozenset(row["name"] for row in rows if row["volatile"]),
+        not_scalar=frozenset(row["name"] for row in rows if row["not_scalar"]),
+        type_name=type_name,
+    )
+
+
+def _with_hint(message: str, hint: str) -> str:
+    return f"{message} ({hint})" if hint else message
+
+
+# -- plans ----------------------------------------------------------------------------------------------------------
+
+
+async def _check_plans(
+    connection: Connection, source: Table, key: Key, plan: SpanPlan
+) -> tuple[PlanCheck, ...]:
+    """EXPLAIN of the chunk's range as the chunk statement will have it: parameters that fold into constants."""
+    if len(plan.spans) == 0 or plan.rows < SMALL_TABLE_ROWS or "SELECT" not in source.privileges:
+        return ()
+    lo, hi = plan.first, plan.spans[0].hi
+    middle = plan.space.split(lo, hi)
+    if lo is None or len(middle) < len(key.columns):
+        middle = hi
+    sql = f"SELECT 1 FROM {qualified(source.name)} WHERE {within(key.columns, parameter(1), parameter(2))}"
+    args = (list(lo or hi), list(middle))
+    free = _nodes(await connection.explain(sql, *args))
+    await connection.execute("SET enable_seqscan = off")
+    try:
+        forced = _nodes(await connection.explain(sql, *args))
+    finally:
+        await connection.execute("RESET enable_seqscan")
+    index = next((name for _, name in forced if name), None)
+    # The chunk runs with sequential scans off: what that plan does is what counts.
+    return (
+        PlanCheck(
+            query="the chunk query",
+            node_types=tuple(kind for kind, _ in forced),
+            index=index,
+            scans_table=_scans(forced),
+            forced=_scans(free) and not _scans(forced),
+        ),
+    )
+
+
+def _nodes(plan: dict[str, Any]) -> list[tuple[str, str | None]]:
+    found = [(str(plan["Node Type"]), plan.get("Index Name"))]
+    for child in plan.get("Plans", ()):
+        found += _nodes(child)
+    return found
+
+
+def _scans(nodes: list[tuple[str, str | None]]) -> bool:
+    return any(kind == "Seq Scan" for kind, _ in nodes)
+
+
+# -- shapes ---------------------------------------------------------------------------------------------------------
+
+
+def _prepared(seen: Inspection, key: Key, plan: SpanPlan) -> Prepared:
+    spec = seen.spec
+    where = read_expression(spec.where).sql if spec.where else None
+    source = SourceShape(seen.source.name, key, where)
+    target = sweep_source = sweep_target = sweep_key = None
+    binary = True
+    if seen.target is not None:
+        assert seen.columns is not None and seen.arbiter is not None, "preflight refuses a target without an arbiter"
+        places = seen.columns.key_columns(key, seen.target)
+        assert places is not None
+        target_key = tuple(_key_column(place, theirs) for place, theirs in zip(places, key.columns, strict=True))
+        in_order = seen.arbiter.orders_rows and seen.arbiter.columns == tuple(c.name for c in target_key)
+        mapped = tuple(
+            MappedColumn(
+                name=c.target.name,
+                expression=ident(c.source.name) if c.source is not None else read_expression(c.expression).sql,
+                base_type=c.target.base_type,
+                needs_cast=_needs_cast(seen.mode, c.source, c.target),
+            )
+            for c in seen.columns.columns
+        )
+        target = TargetShape(
+            table=seen.target.name,
+            key=target_key,
+            columns=mapped,
+            overriding=seen.columns.overriding,
+            policy=spec.on_conflict.policy,
+            newest=spec.on_conflict.column,
+            same_order=in_order and ranges_agree(key, places),
+            remember=spec.deletes is Deletes.GUARDED,
+        )
+        binary = not seen.columns.not_binary
+        sweep_source, sweep_target, sweep_key = _sweep_shapes(source, target, seen.arbiter)
+    return Prepared(
+        spec=spec,
+        mode=seen.mode,
+        endpoints=seen.endpoints,
+        source_table=seen.source,
+        target_table=seen.target,
+        source=source,
+        target=target,
+        sweep_source=sweep_source,
+        sweep_target=sweep_target,
+        sweep_key=sweep_key,
+        arbiters=seen.arbiters,
+        binary=binary,
+        row_bytes=_row_bytes(seen.source, plan),
+        plan=plan,
+        identity=seen.identity,
+        findings=seen.findings,
+    )
+
+
+FIRST_USER_OID: Final = 16384
+"""Types below are the same on every server; above, equal OIDs in two databases mean nothing."""
+
+
+def _needs_cast(mode: Mode, source: Column | None, target: Column) -> bool:
+    """INSERT converts a column by itself, and needs the cast only for what has no type of its own (``NULL``, ``'x'``).
+    Binary COPY must be sent exactly the target's type; a user's type may not exist under that name at the source, and
+    travels as what it is: an enum as its label, a domain as its base type.
+    """
+    if mode is Mode.INSERT:
+        return source is None
+    return target.type_oid < FIRST_USER_OID and (source is None or source.type_oid != target.type_oid)
+
+
+def _key_column(place: Column, ours: KeyColumn) -> KeyColumn:
+    return KeyColumn(
+        name=place.name,
+        type_name=place.base_type,
+        type_oid=place.type_oid,
+        kind=ours.kind,
+        collation=place.collation,
+        collation_id=place.collation_id,
+        enum_labels=place.enum_labels,
+    )
+
+
+def _sweep_shapes(
+    source: SourceShape, target: TargetShape, arbiter: Index
+) -> tuple[SourceShape, TargetShape, Key]:
+    """The sweep pages the target by its own unique index, whatever order that has its columns in."""
+    order = [arbiter.columns.index(c.name) for c in target.key]
+    places = sorted(range(len(order)), key=lambda i: order[i])
+    key = Key(tuple(target.key[i] for i in places), arbiter.name)
+    theirs = Key(tuple(source.key.columns[i] for i in places), source.key.index)
+    return (
+        SourceShape(source.table, theirs, source.where),
+        TargetShape(
+            table=target.table,
+            key=key.columns,
+            columns=target.columns,
+            overriding=target.overriding,
+            policy=target.policy,
+            newest=target.newest,
+            same_order=target.same_order,
+            remember=target.remember,
+        ),
+        key,
+    )
+
+
+def _row_bytes(table: Table, plan: SpanPlan) -> float:
+    """Bytes per row as stored, TOAST included: what chunks of server-side movers are sized by."""
+    rows = max(plan.rows, 1.0)
+    return max(1.0, (table.heap_bytes + table.toast_bytes) / rows)
+

@@ -1,0 +1,107 @@
+"""What the workers of one process share while they work on one phase of one job."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+from typing import Final
+
+from engine.clock import Clock
+from engine.errors import BackfillError
+from engine.events import Emit
+from engine.flow.bounds import Prober
+from engine.model import Key, Phase, TableName
+from engine.pace.bucket import TokenBucket
+from engine.plan.keyspace import KeySpace
+from engine.spec import ChunkLimits
+
+LEASE_S: Final = 15.0
+"""How long a lease holds without renewal.  Long enough that a slow network or a full collection of garbage does not lose
+it, short enough that a killed worker's span waits only seconds."""
+
+RENEWALS_PER_LEASE: Final = 5
+TRUST: Final = 0.6
+"""Share of the lease for which its holder believes in it after the last renewal it *sent*: it stops itself first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leases:
+    """The three times of a lease, in seconds."""
+
+    lease_s: float = LEASE_S
+
+    @property
+    def renew_every_s(self) -> float:
+        """Between two renewals."""
+        return self.lease_s / RENEWALS_PER_LEASE
+
+    @property
+    def trust_s(self) -> float:
+        """How long after the last renewal sent a worker may begin a chunk."""
+        return self.lease_s * TRUST
+
+
+class Stop:
+    """Asks everybody to come to an end, once, for a reason; drained means: after the chunk in hand."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self.reason = ""
+
+    @property
+    def is_set(self) -> bool:
+        """True once somebody asked."""
+        return self._event.is_set()
+
+    def set(self, reason: str) -> None:
+        """Ask; the first reason stays."""
+        if not self._event.is_set():
+            self.reason = reason
+            self._event.set()
+
+    async def wait(self) -> None:
+        """Return once somebody asked."""
+        await self._event.wait()
+
+    async def pause(self, clock: Clock, seconds: float) -> bool:
+        """Sleep, but not longer than until somebody asks.  True when somebody did."""
+        sleeping = asyncio.ensure_future(clock.sleep(seconds))
+        waiting = asyncio.ensure_future(self._event.wait())
+        try:
+            await asyncio.wait((sleeping, waiting), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
+            waiting.cancel()
+        return self._event.is_set()
+
+
+@dataclass(slots=True)
+class Shared:
+    """Everything a worker needs that is not its own."""
+
+    job: str
+    job_id: int
+    phase: Phase
+    table: TableName  # whose keys the phase pages through
+    key: Key
+    space: KeySpace
+    prober: Prober
+    bucket: TokenBucket
+    limits: ChunkLimits
+    leases: Leases
+    clock: Clock
+    rng: random.Random
+    emit: Emit
+    stop: Stop = field(default_factory=Stop)
+    failure: BackfillError | None = None  # what stopped the job, when one of our workers met it
+    rows: int = 0  # written by this process
+    bytes: int = 0
+    chunks: int = 0
+    retries: int = 0
+
+    def fail(self, error: BackfillError) -> None:
+        """A worker met something that stops the job; the first one counts."""
+        if self.failure is None:
+            self.failure = error
+        self.stop.set(error.message)

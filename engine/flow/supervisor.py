@@ -1,0 +1,558 @@
+"""One process's part in one job: opens it, holds the barrier, runs workers phase by phase, and knows when it is over.
+
+::
+
+    planned ── barrier passed ──▶ running/move ── all spans moved ──▶ (barrier) running/sweep ──▶ done
+       ▲                            │    ▲
+       └──────── resume ──── paused ◀────┘        failed, cancelled: nobody works any more
+
+Beside the workers run two small loops on the control connection: one renews the leases and tells the ledger how the
+workers are doing, one follows the job's state (told by NOTIFY, else by polling).  Neither waits for a chunk, so a lease
+never depends on how long a chunk or a hold takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from aiolimiter import AsyncLimiter
+
+from engine.clock import Clock, SystemClock, jittered
+from engine.crashpoint import crashpoint
+from engine.db import Connection
+from engine.db.failures import Action, classify
+from engine.errors import BackfillError, CannotConnect, HeldByOperator, Stopped
+from engine.events import Draining, Emit, JobOpened, PhaseChanged, StateChanged, Waiting
+from engine.flow import barrier, opening
+from engine.flow.answer import answer
+from engine.flow.bounds import Prober
+from engine.flow.movers import Mover
+from engine.flow.movers.server_side import StatementMover
+from engine.flow.movers.streamed import CopyMover
+from engine.flow.movers.sweep import SweepMover
+from engine.flow.prepare import Prepared
+from engine.flow.result import RunResult
+from engine.flow.shared import Leases, Shared, Stop
+from engine.flow.worker import Worker
+from engine.ledger.records import JobRecord, JobStatus
+from engine.ledger.store import Ledger
+from engine.model import JobState, Mode, Phase, Side, SpanBounds
+from engine.pace.bucket import TokenBucket
+from engine.plan.spans import plan_spans
+from engine.sql import read_expression
+from engine.sql.statements import default_done, insert_chunk, update_chunk
+
+FOLLOW_S: Final = 1.0
+"""Between two looks at the job's state when nobody notifies: an order reaches every worker within twice this."""
+
+BARRIER_POLL_S: Final = 0.5
+CONTROL_PATIENCE_S: Final = 300.0
+"""How long the ledger may be out of reach before this process gives up; its leases have long run out by then."""
+
+Call = Callable[[Ledger], Awaitable[Any]]
+
+_NO_DATABASE: Final = (Action.RECONNECT, Action.WAIT, Action.PAUSE)
+
+
+class Supervisor:
+    """Runs ``workers`` workers on one prepared job until the job ends, the process is drained, or it fails.
+
+    ``attach``: watch only.  ``wait``: False raises instead of waiting for a paused job.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        *,
+        workers: int,
+        emit: Emit,
+        wait: bool = True,
+        attach: bool = False,
+        clock: Clock | None = None,
+        leases: Leases | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._prepared = prepared
+        self._workers_wanted = 0 if attach else workers
+        self._emit = emit
+        self._wait = wait
+        self._clock = clock or SystemClock()
+        self._leases = leases or Leases()
+        self._rng = random.Random(seed)
+        self._drain = Stop()
+        self._bucket = TokenBucket(prepared.spec.pace.max_rows_per_s, self._clock)
+        self._prober: Prober | None = None
+        self._control: Connection | None = None
+        self._ledger: Ledger | None = None
+        self._sides: opening.Sides = {}
+        self._shared: Shared | None = None
+        self._workers: list[Worker] = []
+        self._everybody: list[str] = []  # ids of all workers that this process has had
+        self._news = asyncio.Event()
+        self._state: JobState | None = None
+        self._waiting = ""
+        self._looks = AsyncLimiter(5, 1)  # a storm of notifications must not become a storm of queries
+        self._status: JobStatus | None = None
+
+    # -- from outside -----------------------------------------------------------------------------------------------
+
+    def drain(self, reason: str) -> None:
+        """Finish or roll back the chunks in hand, release the leases, and return from ``run``."""
+        if not self._drain.is_set:
+            self._emit(Draining(job=self._prepared.spec.name, reason=reason))
+            self._drain.set(reason)
+            self._news.set()
+            if self._shared is not None:
+                self._shared.stop.set(reason)
+
+    def abort(self) -> None:
+        """Drop all connections now; what was running rolls back and the leases run out."""
+        self.drain("abort")
+        for worker in self._workers:
+            worker.abort()
+
+    @property
+    def status(self) -> JobStatus | None:
+        """The job's status at the last look, for live progress."""
+        return self._status
+
+    @property
+    def workers(self) -> Sequence[Worker]:
+        """This process's workers, for live progress."""
+        return self._workers
+
+    async def run(self) -> RunResult:
+        """Work the job.  Raises ``BackfillError`` for what keeps it from being opened; everything later is in the
+        result.
+        """
+        began = self._clock.now()
+        name = self._prepared.spec.name
+        try:
+            await self._connect_control()
+            opened = await self._open()
+            self._emit(
+                JobOpened(
+                    job=name,
+                    mode=self._prepared.mode,
+                    source=self._prepared.source_label,
+                    target=self._prepared.target_label,
+                    resumed=opened.resumed,
+                    rows_estimated=self._prepared.plan.rows,
+                    spans=len(self._prepared.plan.spans),
+                )
+            )
+            error = await self._work(opened.job)
+            return await self._result(began, opened.resumed, error)
+        finally:
+            await self._close()
+
+    # -- opening ----------------------------------------------------------------------------------------------------
+
+    async def _connect_control(self) -> None:
+        endpoints = self._prepared.endpoints
+        self._control = await endpoints.target.connect("control")
+        self._ledger = Ledger(self._control)
+        self._sides = {Side.TARGET: self._control}
+        if not endpoints.is_one:
+            self._sides[Side.SOURCE] = await endpoints.source.connect("control")
+        await self._listen()
+
+    async def _listen(self) -> None:
+        assert self._control is not None
+        if self._control.server.capabilities.listen_notify:
+            await self._control.add_listener("backfill", lambda _: self._news.set())
+
+    async def _open(self) -> opening.Opened:
+        ledger = self._need_ledger()
+        await ledger.ensure()
+        try:
+            return await opening.open_job(ledger, self._prepared, self._sides)
+        except Stopped as error:
+            job = await ledger.find(self._prepared.spec.name)
+            if job is not None:
+                await ledger.fail(job.id, error, resumable=error.resumable)
+            raise
+
+    def _need_ledger(self) -> Ledger:
+        assert self._ledger is not None
+        return self._ledger
+
+    # -- the job's life ---------------------------------------------------------------------------------------------
+
+    async def _work(self, job: JobRecord) -> BackfillError | None:
+        """Follow the job through its states until it ends or we are to stop."""
+        while not self._drain.is_set:
+            self._note_state(job)
+            match job.state:
+                case JobState.DONE:
+                    return None
+                case JobState.FAILED:
+                    return _recorded(job)
+                case JobState.CANCELLED:
+                    return HeldByOperator(
+                        f"job {job.name} was cancelled" + (f": {job.reason}" if job.reason else ""),
+                        state=job.state,
+                        hint="backfill restart begins it anew",
+                    )
+                case JobState.PAUSED:
+                    if not self._wait:
+                        return HeldByOperator(
+                            f"job {job.name} is paused" + (f": {job.reason}" if job.reason else ""),
+                            state=job.state,
+                            hint="backfill resume lets it go on",
+                        )
+                    self._say("paused" + (f": {job.reason}" if job.reason else ""))
+                    await self._for_news()
+                case JobState.PLANNED:
+                    await self._pass_start_barrier(job)
+                case _:
+                    await self._run_phase(job)
+            job = await self._look(job)
+        return None
+
+    def _note_state(self, job: JobRecord) -> None:
+        if job.state is not self._state:
+            self._state = job.state
+            self._emit(StateChanged(job=job.name, state=job.state, reason=job.reason or job.error_message or ""))
+
+    async def _look(self, job: JobRecord) -> JobRecord:
+        async with self._looks:
+            return await self._on_control(lambda ledger: ledger.job(job.name))
+
+    async def _for_news(self) -> None:
+        """Wait until somebody notifies, the poll is due, or we are to stop."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FOLLOW_S):
+                await self._news.wait()
+        self._news.clear()
+
+    def _say(self, reason: str) -> None:
+        """Nothing moves, and why; said once per reason."""
+        if reason != self._waiting:
+            self._waiting = reason
+            self._emit(Waiting(job=self._prepared.spec.name, reason=reason))
+
+    async def _pass_start_barrier(self, job: JobRecord) -> None:
+        """Wait until nobody is left who may write behind the frozen bounds without dual-write; then open the job."""
+        ledger = self._need_ledger()
+        if self._workers_wanted == 0:
+            await self._for_news()
+            return
+        if not await self._barrier_has_passed(job):
+            return
+        more = await opening.rows_behind(job, ledger, self._prepared, self._sides)
+        await ledger.start(job.id, more)
+
+    async def _barrier_has_passed(self, job: JobRecord) -> bool:
+        """True once everybody named by the job's barrier is gone; else after telling whom it waits for, and a pause."""
+        ledger = self._need_ledger()
+        left = await barrier.still_running(job.barrier_snapshot, self._sides)
+        if not left:
+            self._say("")
+            return True
+        shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+        reason = f"older transactions to end: {shown}"
+        self._say(reason)
+        await ledger.waits_for(job.id, reason)
+        await self._drain.pause(self._clock, BARRIER_POLL_S)
+        return False
+
+    # -- a phase ----------------------------------------------------------------------------------------------------
+
+    async def _run_phase(self, job: JobRecord) -> None:
+        """Run the workers until the phase is exhausted, the job changes its state, or we are to stop."""
+        phase = job.phase
+        if phase is None or self._workers_wanted == 0:
+            await self._refresh_status()
+            await self._for_news()
+            return
+        if job.barrier_snapshot is not None:
+            if not await self._barrier_has_passed(job):
+                return
+            await self._need_ledger().passed_barrier(job.id)
+        self._say("")
+        shared = await self._share(job, phase)
+        self._shared = shared
+        self._workers = [Worker(n + 1, shared, self._mover(job, phase, n + 1)) for n in range(self._workers_wanted)]
+        self._everybody += [w.id for w in self._workers]
+        helpers = [
+            asyncio.create_task(self._keep_leases(shared), name="leases"),
+            asyncio.create_task(self._follow(shared, phase), name="follow"),
+        ]
+        working = [asyncio.create_task(w.run(), name=w.name) for w in self._workers]
+        try:
+            await asyncio.gather(*working)
+        except BaseException:
+            shared.stop.set("a worker died")
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
+            raise
+        finally:
+            for task in helpers:
+                task.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+            with suppress(Exception):
+                await self._beat(shared)
+            if self._prober is not None:
+                await self._prober.close()
+        if shared.failure is not None:
+            await self._record_failure(job, shared.failure)
+        elif not shared.stop.is_set:
+            await self._end_phase(job, phase)
+
+    async def _share(self, job: JobRecord, phase: Phase) -> Shared:
+        prepared = self._prepared
+        ledger = self._need_ledger()
+        sweeping = phase is Phase.SWEEP
+        key = prepared.sweep_key if sweeping else prepared.key
+        table = prepared.written_table.name if sweeping else prepared.source.table
+        assert key is not None
+        database = prepared.endpoints.target if sweeping else prepared.endpoints.source
+        self._prober = Prober(database, table, key, self._clock)
+        stop = Stop()
+        if self._drain.is_set:
+            stop.set(self._drain.reason)
+        return Shared(
+            job=job.name,
+            job_id=job.id,
+            phase=phase,
+            table=table,
+            key=key,
+            space=await opening.key_space(ledger, job, prepared, phase),
+            prober=self._prober,
+            bucket=self._bucket,
+            limits=prepared.spec.chunk,
+            leases=self._leases,
+            clock=self._clock,
+            rng=self._rng,
+            emit=self._emit,
+            stop=stop,
+        )
+
+    def _mover(self, job: JobRecord, phase: Phase, number: int) -> Mover:
+        prepared = self._prepared
+        endpoints = prepared.endpoints
+        purpose = f"w{number}"
+        if phase is Phase.SWEEP:
+            assert prepared.sweep_source is not None and prepared.sweep_target is not None
+            return SweepMover(
+                None if endpoints.is_one else endpoints.source,
+                endpoints.target,
+                purpose,
+                job.id,
+                self._clock,
+                source=prepared.sweep_source,
+                target=prepared.sweep_target,
+            )
+        if prepared.mode is Mode.UPDATE:
+            spec = prepared.spec
+            done = read_expression(spec.done).sql if spec.done else default_done(spec.set)
+            sets = {name: read_expression(text).sql for name, text in spec.set.items()}
+            return StatementMover(
+                endpoints.target,
+                purpose,
+                job.id,
+                prepared.row_bytes,
+                self._clock,
+                first=update_chunk(prepared.source, sets, done, first=True),
+                next=update_chunk(prepared.source, sets, done, first=False),
+            )
+        assert prepared.target is not None
+        if prepared.mode is Mode.INSERT:
+            first, following = (
+                insert_chunk(prepared.source, prepared.target, first=f, collided=False) for f in (True, False)
+            )
+            collided = tuple(
+                insert_chunk(prepared.source, prepared.target, first=f, collided=True) for f in (True, False)
+            )
+            return StatementMover(
+                endpoints.target,
+                purpose,
+                job.id,
+                prepared.row_bytes,
+                self._clock,
+                first=first,
+                next=following,
+                collided=(collided[0], collided[1]),
+                arbiters=prepared.arbiters,
+            )
+        return CopyMover(
+            endpoints.source,
+            endpoints.target,
+            purpose,
+            job.id,
+            self._clock,
+            source=prepared.source,
+            target=prepared.target,
+            arbiters=prepared.arbiters,
+            binary=prepared.binary,
+        )
+
+    async def _end_phase(self, job: JobRecord, phase: Phase) -> None:
+        """No worker of ours found anything left.  The ledger decides whether the phase is over; one process acts."""
+        ledger = self._need_ledger()
+        if phase is Phase.MOVE and self._prepared.sweeps:
+            crashpoint("phase.before")
+            spans = await self._plan_sweep()
+            # Taken after the last chunk committed: whoever may not have seen it is among these.
+            frozen = await barrier.freeze(self._sides)
+            if await ledger.change_phase(job.id, Phase.MOVE, Phase.SWEEP, spans, frozen):
+                crashpoint("phase.after")
+                self._emit(PhaseChanged(job=job.name, phase=Phase.SWEEP))
+            return
+        crashpoint("finish.before")
+        if await ledger.finish(job.id, phase):
+            crashpoint("finish.after")
+
+    async def _plan_sweep(self) -> tuple[SpanBounds, ...]:
+        key = self._prepared.sweep_key
+        assert key is not None
+        plan = await answer(
+            plan_spans(key, workers=max(1, self._workers_wanted)),
+            self._sides[Side.TARGET],
+            self._prepared.written_table.name,
+            key,
+        )
+        return plan.spans
+
+    async def _record_failure(self, job: JobRecord, error: BackfillError) -> None:
+        """A guard of the job's stops it for everybody; trouble of this process alone (a server out of reach) does not."""
+        if isinstance(error, CannotConnect):
+            raise error
+        resumable = error.resumable if isinstance(error, Stopped) else True
+        await self._on_control(lambda ledger: ledger.fail(job.id, error, resumable=resumable))
+
+    # -- beside the workers -----------------------------------------------------------------------------------------
+
+    async def _keep_leases(self, shared: Shared) -> None:
+        """Renew all leases of this process, and make workers stop whose lease cannot be trusted any longer."""
+        while True:
+            await self._clock.sleep(self._leases.renew_every_s)
+            sent_at = self._clock.now()
+            try:
+                async with asyncio.timeout(self._leases.renew_every_s):
+                    renewed = await self._need_ledger().renew(
+                        shared.job_id, [w.id for w in self._workers], self._leases.lease_s
+                    )
+                for worker in self._workers:
+                    worker.confirm(renewed, sent_at)
+                await self._beat(shared)
+            except Exception as error:
+                await self._mend_control(error)
+            for worker in self._workers:
+                worker.abandon_if_expired()
+
+    async def _beat(self, shared: Shared) -> None:
+        beats = [w.heartbeat() for w in self._workers]
+        waits = shared.bucket.waits
+        if beats and waits:
+            beats[0].waits.update(waits)
+        await self._need_ledger().heartbeat(shared.job_id, socket.gethostname(), os.getpid(), beats)
+
+    async def _follow(self, shared: Shared, phase: Phase) -> None:
+        """Watch the job's state and limit: an order from anywhere reaches our workers here."""
+        while True:
+            try:
+                async with self._looks:
+                    job = await self._need_ledger().job(shared.job)
+                self._apply_limit(job)
+                if job.state is not JobState.RUNNING or job.phase is not phase:
+                    shared.stop.set(job.state.value)
+                await self._refresh_status()
+            except Exception as error:
+                await self._mend_control(error)
+            await self._for_news()
+
+    def _apply_limit(self, job: JobRecord) -> None:
+        """The job's limit, divided among all its workers wherever they are."""
+        limit = job.limit_rows_per_s or self._prepared.spec.pace.max_rows_per_s
+        if limit is not None and self._status is not None and self._workers:
+            limit *= len(self._workers) / max(len(self._workers), self._status.workers)
+        if limit != self._bucket.rate:
+            self._bucket.set_rate(limit)
+
+    async def _refresh_status(self) -> None:
+        self._status = await self._need_ledger().status(self._prepared.spec.name)
+
+    # -- the control connection -------------------------------------------------------------------------------------
+
+    async def _mend_control(self, error: Exception) -> None:
+        """After trouble on the control connection: a new one, if it was the connection; else the error passes on."""
+        failure = classify(error)
+        if failure.action in (Action.RETRY, Action.SPLIT):
+            return
+        if failure.action not in _NO_DATABASE and not isinstance(error, TimeoutError):
+            raise error
+        with suppress(Exception):
+            await self._reconnect_control()
+
+    async def _reconnect_control(self) -> None:
+        if self._control is not None:
+            self._control.abort()
+        for side, database in ((Side.TARGET, self._prepared.endpoints.target), (Side.SOURCE, self._prepared.endpoints.source)):
+            if side in self._sides:
+                self._sides[side].abort()
+                self._sides[side] = await database.connect("control")
+        self._control = self._sides[Side.TARGET]
+        self._ledger = Ledger(self._control)
+        await self._listen()
+
+    async def _on_control(self, call: Call) -> Any:
+        """A call on the ledger that survives a lost control connection for a while."""
+        began = self._clock.now()
+        while True:
+            try:
+                return await call(self._need_ledger())
+            except Exception as error:
+                if classify(error).action not in _NO_DATABASE:
+                    raise
+                if self._clock.now() - began > CONTROL_PATIENCE_S or self._drain.is_set:
+                    raise CannotConnect(
+                        "the ledger's database has been out of reach for too long",
+                        hint="run the same command again when it is back: the job goes on where it was",
+                    ) from error
+                self._say("the ledger's database to come back")
+                await self._drain.pause(self._clock, jittered(FOLLOW_S, self._rng))
+                with suppress(Exception):
+                    await self._reconnect_control()
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    async def _result(self, began: float, resumed: bool, error: BackfillError | None) -> RunResult:
+        name = self._prepared.spec.name
+        status = await self._on_control(lambda ledger: ledger.status(name))
+        self._status = status
+        return RunResult(
+            job=name,
+            state=status.state,
+            rows=status.rows_done,
+            bytes=status.bytes_done,
+            chunks=status.chunks,
+            seconds=self._clock.now() - began,
+            retries=status.retries,
+            resumed=resumed,
+            drained=self._drain.is_set,
+            error=error,
+        )
+
+    async def _close(self) -> None:
+        with suppress(Exception):
+            if self._everybody:
+                await self._need_ledger().leave(self._everybody)
+        for connection in self._sides.values():
+            await connection.close()
+        if self._prober is not None:
+            await self._prober.close()
+
+
+def _recorded(job: JobRecord) -> BackfillError:
+    """The failure that the ledger tells of, as an error again."""
+    error: BackfillError = Stopped(job.error_message or "the job failed", hint=job.error_hint or "")
+    return error

@@ -1,0 +1,439 @@
+"""A worker: claims a span, moves it chunk by chunk, and steals when there is nothing left to claim.
+
+One chunk, in order: bound, admission, move (rows, cursor and fence in one transaction), observation.  Everything that
+can go wrong arrives here as an exception of the mover, with nothing written or with the outcome unknown:
+
+* fenced: somebody else advanced, split or took the span.  Read it again; if it is still ours, its bounds have changed
+  and the chunk is cut anew, else the lease is lost.
+* retry, split, wait: rolled back.  Back off, cut smaller, and try again.
+* the connection is gone: the outcome is unknown.  Connect, **claim the span again with the next epoch, and only then
+  read the cursor**: until the epoch has moved, the lost connection's COMMIT may still be on its way.
+* anything else is no accident and stops the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final, NoReturn
+
+from engine.clock import jittered
+from engine.crashpoint import crashpoint
+from engine.db.failures import Action, Failure, classify
+from engine.db.backends import terminate_backends
+from engine.errors import BackfillError, BadRow, Stopped
+from engine.events import ChunkCommitted, ChunkRetried, LeaseLost, SpanClaimed, SpanReleased
+from engine.flow.bounds import Bound, Bounds
+from engine.flow.movers import Mover
+from engine.flow.shared import Shared
+from engine.flow.steal import steal
+from engine.ledger.records import Heartbeat
+from engine.ledger.store import Ledger
+from engine.model import Backend, Observation, Side, Span
+from engine.pace.bucket import Admission
+from engine.pace.sizer import ChunkSizer
+
+FIRST_DELAY_S: Final = 0.05
+LONGEST_DELAY_S: Final = 5.0
+PATIENCE_S: Final = 900.0
+"""How long one chunk may fail, or a server be away, before the worker gives up: a lock held overnight is for a person."""
+
+IDLE_POLL_S: Final = 0.1
+"""Between two looks for work while others hold all of it."""
+
+NO_SPAN: Final = "no span left to claim"
+RATE_WINDOW_S: Final = 3.0
+
+
+class _Lost(Exception):
+    """The span is somebody else's by now."""
+
+
+class Worker:
+    """One of the job's workers in this process; has its own connections, sizer and span."""
+
+    def __init__(self, number: int, shared: Shared, mover: Mover, *, start_rows: int | None = None) -> None:
+        self.number = number
+        self.id = str(uuid.uuid4())
+        self.span: Span | None = None
+        self.confirmed_at = 0.0  # when the last renewal that succeeded was sent
+        self.waiting = ""
+        self.waits: dict[str, float] = {}
+        self.retries = 0
+        self._shared = shared
+        self._mover = mover
+        self._bounds = Bounds(shared.prober, shared.space, shared.key)
+        limits = shared.limits
+        self.sizer = ChunkSizer(
+            target_s=limits.target_s,
+            min_rows=limits.min_rows,
+            max_rows=limits.max_rows,
+            max_bytes=limits.max_bytes,
+            **({} if start_rows is None else {"start_rows": start_rows}),
+        )
+        self._connected = False
+        self._server_started = ""
+        self._rate = 0.0
+        self._rate_at = shared.clock.now()
+        self._rows_since = 0
+        self._failing_since: float | None = None
+        self._delay_s = FIRST_DELAY_S
+
+    @property
+    def name(self) -> str:
+        """For events and the server's list of sessions: w1, w2, …"""
+        return f"w{self.number}"
+
+    # -- the worker's life ------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until the phase has no span left for us, or until asked to stop.  Never raises for what a job can meet:
+        it is in ``shared.failure`` then.
+        """
+        shared = self._shared
+        try:
+            while not shared.stop.is_set:
+                try:
+                    if not await self._connect():
+                        break
+                    span = await self._find_span()
+                    if span is None:
+                        break
+                    await self._work(span)
+                    await self._hand_back()
+                except _Lost:
+                    continue
+                except Exception as error:
+                    await self._between_spans(error)
+        finally:
+            await self._bounds.forget()
+            await self._hand_back()
+            await self._mover.close()
+
+    async def _find_span(self) -> Span | None:
+        """Claim, else steal, else wait for others to finish; None when the phase is over or we are asked to stop."""
+        shared = self._shared
+        began = shared.clock.now()
+        try:
+            while not shared.stop.is_set:
+                span = await self._claim() or await self._steal()
+                if span is not None:
+                    return span
+                if await self._ledger.unfinished(shared.job_id, shared.phase) == 0:
+                    return None
+                self.waiting = NO_SPAN
+                if await shared.stop.pause(shared.clock, jittered(IDLE_POLL_S, shared.rng)):
+                    return None
+            return None
+        finally:
+            self.waiting = ""
+            self.waits[NO_SPAN] = self.waits.get(NO_SPAN, 0.0) + shared.clock.now() - began
+
+    async def _claim(self) -> Span | None:
+        shared = self._shared
+        crashpoint("claim.before")
+        sent_at = shared.clock.now()
+        claim = await self._ledger.claim(shared.job_id, self.id, self._mover.backends, shared.leases.lease_s)
+        if claim is None:
+            # A holder that froze in the middle of a transaction keeps its span's row locked, and skipped by claims.
+            await self._end(await self._ledger.expired_backends(shared.job_id, shared.leases.lease_s))
+            return None
+        crashpoint("claim.after")
+        self._hold(claim.span, sent_at)
+        await self._end(claim.left_behind)
+        shared.emit(SpanClaimed(job=shared.job, worker=self.name, span=claim.span.id, epoch=claim.span.epoch))
+        return claim.span
+
+    async def _steal(self) -> Span | None:
+        shared = self._shared
+        sent_at = shared.clock.now()
+        span = await steal(shared, self._ledger, self.id, self._mover.backends, worth_rows=self.sizer.rows)
+        if span is None:
+            return None
+        self._hold(span, sent_at)
+        shared.emit(SpanClaimed(job=shared.job, worker=self.name, span=span.id, epoch=span.epoch, stolen=True))
+        return span
+
+    def _hold(self, span: Span, sent_at: float) -> None:
+        self.span = span
+        self.confirmed_at = sent_at
+
+    async def _end(self, backends: tuple[Backend, ...]) -> None:
+        """End what a former holder left behind: a worker frozen inside COPY is stopped by no time-out of the server."""
+        ours = set(self._mover.backends)
+        for side in Side:
+            others = [b for b in backends if b.side is side and b not in ours]
+            if others:
+                await terminate_backends(self._mover.session(side), others)
+
+    # -- one span ---------------------------------------------------------------------------------------------------
+
+    async def _work(self, span: Span) -> None:
+        """Move the span to its end, or until asked to stop."""
+        shared = self._shared
+        await self._bounds.begin(span.cursor, span.hi)
+        while not span.is_finished and not shared.stop.is_set:
+            try:
+                if not self._is_trusted:
+                    span = await self._claim_again(span)
+                span = await self._chunk(span)
+            except _Lost:
+                raise
+            except Exception as error:
+                span = await self._after_failure(span, error)
+            self.span = span
+
+    async def _chunk(self, span: Span) -> Span:
+        """One chunk: bound, admission, move, observation.  Returns the span as it stands afterwards."""
+        shared = self._shared
+        crashpoint("boundary.before")
+        bound = await self._bounds.next(span.cursor, span.hi, self.sizer.rows)
+        crashpoint("boundary.after")
+        self._bounds.look_ahead(bound.to, span.hi, self.sizer.rows)
+        admission = shared.bucket.try_acquire(bound.scanned) or await self._admission(bound.scanned)
+        if admission is None:
+            return span
+        try:
+            if shared.stop.is_set or not self._is_trusted:
+                return span  # the admission took long; whoever reads this loop sees to it
+            observation = await self._mover.move(span, bound)
+            admission.settle(observation.scanned)
+        finally:
+            admission.settle(0)  # a refund, unless it was settled
+        self._learn(span, bound, observation, admission.waited_s)
+        return replace(span, cursor=bound.to, rows=span.rows + observation.rows)
+
+    async def _admission(self, cost: int) -> Admission | None:
+        """Wait for the bucket, but not longer than until asked to stop (None)."""
+        shared = self._shared
+        asking = asyncio.ensure_future(shared.bucket.acquire(cost))
+        stopping = asyncio.ensure_future(shared.stop.wait())
+        self.waiting = shared.bucket.reason
+        try:
+            await asyncio.wait((asking, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            self.waiting = ""
+            if not asking.done():
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
+        return None if asking.cancelled() else asking.result()
+
+    def _learn(self, span: Span, bound: Bound, observation: Observation, admit_s: float) -> None:
+        shared = self._shared
+        self._failing_since = None
+        self._delay_s = FIRST_DELAY_S
+        self.sizer.observe(observation)
+        self._bounds.moved(bound, observation.rows)
+        self._rows_since += observation.scanned
+        shared.rows += observation.rows
+        shared.bytes += observation.bytes
+        shared.chunks += 1
+        shared.emit(
+            ChunkCommitted(
+                job=shared.job,
+                worker=self.name,
+                span=span.id,
+                observation=observation,
+                admit_s=admit_s,
+                next_rows=self.sizer.rows,
+            )
+        )
+
+    # -- the lease --------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_trusted(self) -> bool:
+        shared = self._shared
+        return shared.clock.now() - self.confirmed_at < shared.leases.trust_s
+
+    def confirm(self, renewed: Mapping[int, tuple[str, int]], sent_at: float) -> None:
+        """The lease was renewed by a statement sent at ``sent_at``, if it is among the renewed."""
+        span = self.span
+        if span is not None and renewed.get(span.id) == (self.id, span.epoch):
+            self.confirmed_at = max(self.confirmed_at, sent_at)
+
+    def abort(self) -> None:
+        """Drop the connections now."""
+        self._mover.abort()
+
+    def abandon_if_expired(self) -> None:
+        """The lease can no longer be trusted and a chunk may be running: stop it before the database would let somebody
+        else in.
+        """
+        if self.span is not None and not self._is_trusted:
+            self._mover.abort()
+
+    async def _claim_again(self, span: Span) -> Span:
+        """The same span under the next epoch: from here on, whatever a lost connection still does is fenced."""
+        shared = self._shared
+        sent_at = shared.clock.now()
+        claim = await self._ledger.reclaim(
+            shared.job_id, span, self.id, self._mover.backends, shared.leases.lease_s
+        )
+        if claim is None:
+            self._lose(span)
+        self._hold(claim.span, sent_at)
+        await self._end(claim.left_behind)
+        await self._bounds.begin(claim.span.cursor, claim.span.hi)
+        return claim.span
+
+    def _lose(self, span: Span) -> NoReturn:
+        self.span = None
+        self._shared.emit(LeaseLost(job=self._shared.job, worker=self.name, span=span.id))
+        raise _Lost
+
+    async def _hand_back(self) -> None:
+        """Let go of the span: finished, or for others to go on with."""
+        span, self.span = self.span, None
+        if span is None:
+            return
+        crashpoint("release.before")
+        try:
+            await self._ledger.release(self._shared.job_id, span, self.id)
+        except Exception:
+            return  # its lease runs out by itself
+        crashpoint("release.after")
+        self._shared.emit(
+            SpanReleased(job=self._shared.job, worker=self.name, span=span.id, finished=span.is_finished)
+        )
+
+    # -- failures ---------------------------------------------------------------------------------------------------
+
+    async def _after_failure(self, span: Span, error: Exception) -> Span:
+        """What to do about a chunk that failed; returns the span to go on with, or raises ``_Lost``."""
+        failure = classify(error)
+        shared = self._shared
+        if failure.action is Action.FENCED:
+            return await self._reread(span)
+        if failure.action in (Action.RECONNECT, Action.PAUSE):
+            return await self._reconnect(span, failure)
+        if failure.action in (Action.STOP, Action.CONFLICT):
+            shared.fail(_as_stop(error, failure))
+            return span
+        if failure.action in (Action.RETRY, Action.SPLIT):
+            if failure.action is Action.SPLIT and self.sizer.rows <= 1:
+                shared.fail(_as_stop(error, failure))
+                return span
+            self.sizer.failed()
+            await self._bounds.forget()
+        await self._back_off(failure, span)
+        return span
+
+    async def _reread(self, span: Span) -> Span:
+        """The fence refused a chunk.  A thief may have lowered the upper bound; anything else means that it is lost."""
+        await self._bounds.forget()
+        again = await self._ledger.reread(self._shared.job_id, span, self.id)
+        if again is None:
+            self._lose(span)
+        return again
+
+    async def _reconnect(self, span: Span, failure: Failure) -> Span:
+        """New connections, then the next epoch, and only then the cursor."""
+        shared = self._shared
+        before = self._server_started
+        await self._bounds.forget()
+        self._connected = False
+        await self._back_off(failure, span)
+        if not await self._connect():
+            return span
+        span = await self._claim_again(span)
+        if failure.action is Action.PAUSE and before == self._server_started:
+            await self._ledger.pause_by_administrator(
+                shared.job_id, "an administrator ended a session of this job while the server stayed up"
+            )
+            shared.stop.set("paused")
+        return span
+
+    async def _connect(self) -> bool:
+        """Connect unless connected; tries again while the server is away.  False when asked to stop."""
+        shared = self._shared
+        began = shared.clock.now()
+        delay_s = FIRST_DELAY_S
+        while not shared.stop.is_set:
+            if self._connected:
+                return True
+            try:
+                await self._mover.open()
+            except Exception as error:
+                failure = classify(error)
+                if failure.action not in (Action.RECONNECT, Action.WAIT, Action.PAUSE):
+                    raise
+                if shared.clock.now() - began > PATIENCE_S:
+                    raise
+                self.waiting = "server cannot be reached"
+                if await shared.stop.pause(shared.clock, jittered(delay_s, shared.rng)):
+                    break
+                delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+            else:
+                self._ledger = Ledger(self._mover.connection)
+                self._server_started = self._mover.connection.server.started
+                self._connected = True
+        self.waiting = ""
+        return self._connected
+
+    async def _back_off(self, failure: Failure, span: Span) -> None:
+        shared = self._shared
+        now = shared.clock.now()
+        if self._failing_since is None:
+            self._failing_since = now
+        if now - self._failing_since > PATIENCE_S:
+            shared.fail(
+                Stopped(
+                    f"one chunk has been failing for {PATIENCE_S / 60:.0f} minutes: {failure.message}",
+                    hint="end what holds it up, then: backfill resume",
+                    sqlstate=failure.sqlstate,
+                )
+            )
+            return
+        self.retries += 1
+        shared.retries += 1
+        delay_s = jittered(self._delay_s, shared.rng)
+        self._delay_s = min(self._delay_s * 2, LONGEST_DELAY_S)
+        shared.emit(
+            ChunkRetried(
+                job=shared.job,
+                worker=self.name,
+                span=span.id,
+                sqlstate=failure.sqlstate,
+                action=failure.action.value,
+                delay_s=delay_s,
+            )
+        )
+        self.waiting = f"retry after {failure.sqlstate or 'a lost connection'}"
+        began = now
+        await shared.stop.pause(shared.clock, delay_s)
+        self.waits["retry"] = self.waits.get("retry", 0.0) + shared.clock.now() - began
+        self.waiting = ""
+
+    async def _between_spans(self, error: Exception) -> None:
+        """Something failed while we held no span, or while we let go of one."""
+        failure = classify(error)
+        if failure.action in (Action.RECONNECT, Action.PAUSE, Action.WAIT, Action.RETRY, Action.SPLIT):
+            self.span = None  # its lease runs out, or a later claim takes it
+            self._connected = False
+            await self._shared.stop.pause(self._shared.clock, jittered(FIRST_DELAY_S, self._shared.rng))
+            return
+        self._shared.fail(_as_stop(error, failure))
+
+    # -- what others see --------------------------------------------------------------------------------------------
+
+    def heartbeat(self) -> Heartbeat:
+        """The state of this worker for the ledger; the rate is over the time since the last call."""
+        now = self._shared.clock.now()
+        elapsed_s = now - self._rate_at
+        if elapsed_s > 0:
+            fresh = self._rows_since / elapsed_s
+            weight = min(1.0, elapsed_s / RATE_WINDOW_S)
+            self._rate += (fresh - self._rate) * weight
+            self._rate_at, self._rows_since = now, 0
+        return Heartbeat(self.id, max(0.0, self._rate), self.retries, self.waiting, dict(self.waits))
+
+
+def _as_stop(error: Exception, failure: Failure) -> BackfillError:
+    """The error that the job ends with: the rule that was broken, never the row that broke it."""
+    if isinstance(error, BackfillError):
+        return error
+    return BadRow(failure.message, hint=failure.hint, sqlstate=failure.sqlstate)

@@ -1,0 +1,214 @@
+-- Every statement that the ledger runs, by name.  One sentence each says what it does; engine/ledger/queries.py loads
+-- them.  Times are the database's own: a worker's clock never decides about a lease.
+
+-- name: version
+-- 1 when there is a ledger, else null.
+SELECT CASE WHEN to_regclass('backfill.version') IS NOT NULL THEN 1 END AS present;
+
+-- name: applied_version
+SELECT max(version) FROM backfill.version;
+
+-- name: job
+-- One job by its name.
+SELECT id, name, mode, state, phase, source, target, identity, spec, fingerprint, key_types, rows_estimated,
+       barrier_snapshot, waits_for, limit_rows_per_s, error_code, error_message, error_hint, resumable, reason,
+       refreeze, started_at
+  FROM backfill.job
+ WHERE name = $1;
+
+-- name: job_names
+-- Jobs that somebody could work on, oldest first.
+SELECT name FROM backfill.job WHERE state IN ('planned', 'running') ORDER BY id;
+
+-- name: create_job
+-- A new job, planned, with its frozen identity, plan and fingerprint.
+INSERT INTO backfill.job (name, mode, source, target, identity, spec, fingerprint, key_types, rows_estimated,
+                          barrier_snapshot)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+RETURNING id;
+
+-- name: create_spans
+-- Spans of one phase, from parallel arrays; bounds come as JSON arrays of texts.
+INSERT INTO backfill.span (job_id, id, phase, lo, hi, cursor, rows_estimated)
+SELECT $1, coalesce((SELECT max(id) FROM backfill.span WHERE job_id = $1), 0) + n, $2,
+       CASE WHEN lo <> 'null' THEN ARRAY(SELECT jsonb_array_elements_text(lo::jsonb)) END,
+       ARRAY(SELECT jsonb_array_elements_text(hi::jsonb)),
+       CASE WHEN lo <> 'null' THEN ARRAY(SELECT jsonb_array_elements_text(lo::jsonb)) END,
+       rows
+  FROM unnest($3::text[], $4::text[], $5::double precision[]) WITH ORDINALITY AS planned (lo, hi, rows, n);
+
+-- name: lock_job
+-- Serialises what only one process may do at a time: start, phase change, split, finish.
+SELECT state, phase FROM backfill.job WHERE id = $1 FOR NO KEY UPDATE;
+
+-- name: spans
+-- All spans of a job's phase, to check that they tile the key space.
+SELECT id, lo, hi, cursor, epoch, rows, scanned, rows_estimated, worker, lease_until > clock_timestamp() AS leased
+  FROM backfill.span
+ WHERE job_id = $1 AND phase = $2
+ ORDER BY id;
+
+-- name: start
+-- The barrier is behind us: the first chunk may be cut.
+UPDATE backfill.job SET state = 'running', started_at = clock_timestamp(), waits_for = NULL
+ WHERE id = $1 AND state = 'planned';
+
+-- name: waits_for
+UPDATE backfill.job SET waits_for = $2 WHERE id = $1 AND waits_for IS DISTINCT FROM $2;
+
+-- name: claim
+-- One free span of the current phase: unleased, expired, or leased further ahead than any honest lease can be.
+WITH free AS (
+    SELECT s.id, s.backends AS left_behind
+      FROM backfill.span s
+      JOIN backfill.job j ON j.id = s.job_id AND j.phase = s.phase AND j.state = 'running' AND j.barrier_snapshot IS NULL
+     WHERE s.job_id = $1
+       AND s.cursor IS DISTINCT FROM s.hi
+       AND (s.lease_until IS NULL OR s.lease_until < clock_timestamp()
+            OR s.lease_until > clock_timestamp() + 2 * make_interval(secs => $4))
+     ORDER BY s.id
+     LIMIT 1
+       FOR UPDATE OF s SKIP LOCKED
+)
+UPDATE backfill.span s
+   SET epoch = s.epoch + 1, worker = $2, backends = $3, lease_until = clock_timestamp() + make_interval(secs => $4)
+  FROM free
+ WHERE s.job_id = $1 AND s.id = free.id
+RETURNING s.id, s.phase, s.lo, s.hi, s.cursor, s.epoch, s.rows, free.left_behind;
+
+-- name: reclaim
+-- The same span again after a lost connection, with the next epoch, so that whatever the lost one still does is fenced.
+UPDATE backfill.span s
+   SET epoch = s.epoch + 1, backends = $5, lease_until = clock_timestamp() + make_interval(secs => $6)
+  FROM (SELECT backends FROM backfill.span WHERE job_id = $1 AND id = $2) before
+ WHERE s.job_id = $1 AND s.id = $2 AND s.worker = $3 AND s.epoch = $4
+RETURNING s.id, s.phase, s.lo, s.hi, s.cursor, s.epoch, s.rows, before.backends AS left_behind;
+
+-- name: expired
+-- Backends of holders whose lease has run out: what they have open may keep the span's row locked.
+SELECT backends
+  FROM backfill.span
+ WHERE job_id = $1 AND cursor IS DISTINCT FROM hi
+   AND (lease_until < clock_timestamp() OR lease_until > clock_timestamp() + 2 * make_interval(secs => $2));
+
+-- name: renew
+-- All leases of this process at once.  Rows that a chunk is committing at this moment are skipped until next time.
+WITH mine AS (
+    SELECT job_id, id FROM backfill.span
+     WHERE job_id = $1 AND worker = ANY ($2::uuid[]) AND lease_until IS NOT NULL
+       FOR UPDATE SKIP LOCKED
+)
+UPDATE backfill.span s
+   SET lease_until = clock_timestamp() + make_interval(secs => $3)
+  FROM mine
+ WHERE s.job_id = mine.job_id AND s.id = mine.id
+RETURNING s.id, s.worker, s.epoch;
+
+-- name: release
+-- Give a span back at once instead of letting its lease run out.
+UPDATE backfill.span SET lease_until = NULL, worker = NULL, backends = '[]'
+ WHERE job_id = $1 AND id = $2 AND worker = $3 AND epoch = $4;
+
+-- name: reread
+-- The span as it stands, for its holder: a thief may have lowered its upper bound.
+SELECT id, phase, lo, hi, cursor, epoch, rows FROM backfill.span
+ WHERE job_id = $1 AND id = $2 AND worker = $3 AND epoch = $4;
+
+-- name: running
+-- Spans that somebody works on, for a worker that has none left.
+SELECT id, phase, lo, hi, cursor, epoch, rows
+  FROM backfill.span
+ WHERE job_id = $1 AND phase = $2 AND cursor IS DISTINCT FROM hi AND lease_until > clock_timestamp();
+
+-- name: lock_span
+SELECT cursor, hi FROM backfill.span WHERE job_id = $1 AND id = $2 AND cursor IS DISTINCT FROM hi FOR UPDATE;
+
+-- name: shorten
+-- The victim keeps (lo, split]; its running chunk finds another hi in the fence and is cut again.
+UPDATE backfill.span SET hi = $3, rows_estimated = $4 WHERE job_id = $1 AND id = $2;
+
+-- name: create_stolen
+-- The thief's part, born under its lease.
+INSERT INTO backfill.span (job_id, id, phase, lo, hi, cursor, rows_estimated, epoch, worker, backends, lease_until)
+SELECT $1, max(id) + 1, $2, $3, $4, $3, $5, 1, $6, $7, clock_timestamp() + make_interval(secs => $8)
+  FROM backfill.span WHERE job_id = $1
+RETURNING id, phase, lo, hi, cursor, epoch, rows;
+
+-- name: unfinished
+-- How many spans of the phase are not at their upper bound.
+SELECT count(*) FROM backfill.span WHERE job_id = $1 AND phase = $2 AND cursor IS DISTINCT FROM hi;
+
+-- name: change_phase
+UPDATE backfill.job SET phase = $3, barrier_snapshot = $4 WHERE id = $1 AND phase = $2 AND state = 'running';
+
+-- name: barrier_passed
+-- Nobody that was running when the bounds were frozen is left.
+UPDATE backfill.job SET barrier_snapshot = NULL, waits_for = NULL WHERE id = $1;
+
+-- name: finish
+UPDATE backfill.job SET state = 'done', phase = 'end', finished_at = clock_timestamp(), waits_for = NULL, reason = NULL
+ WHERE id = $1 AND state = 'running';
+
+-- name: fail
+-- A guard stopped the job; the first reason stays.
+UPDATE backfill.job
+   SET state = 'failed', error_code = $2, error_message = $3, error_hint = $4, resumable = $5,
+       finished_at = clock_timestamp()
+ WHERE id = $1 AND state IN ('planned', 'running', 'verifying');
+
+-- name: apply_settings
+UPDATE backfill.job SET spec = $2 WHERE id = $1 AND spec IS DISTINCT FROM $2;
+
+-- name: apply_fingerprint
+UPDATE backfill.job SET fingerprint = $2, refreeze = false WHERE id = $1;
+
+-- name: heartbeat
+-- What the workers of this process are doing, for the status of others.
+INSERT INTO backfill.worker (id, job_id, host, os_pid, rows_per_s, retries, waiting, waits)
+SELECT w.id, $1, $2, $3, w.rows_per_s, w.retries, w.waiting, w.waits::jsonb
+  FROM unnest($4::uuid[], $5::double precision[], $6::bigint[], $7::text[], $8::text[])
+       AS w (id, rows_per_s, retries, waiting, waits)
+ON CONFLICT (id) DO UPDATE
+   SET seen_at = clock_timestamp(), rows_per_s = excluded.rows_per_s, retries = excluded.retries,
+       waiting = excluded.waiting, waits = excluded.waits;
+
+-- name: leave
+-- The process ends: its workers no longer count, what they waited for stays.
+UPDATE backfill.worker SET seen_at = '-infinity', rows_per_s = 0, waiting = '' WHERE id = ANY ($1::uuid[]);
+
+-- name: status
+SELECT * FROM backfill.status WHERE job = $1;
+
+-- name: status_all
+SELECT * FROM backfill.status ORDER BY created_at;
+
+-- name: pause
+SELECT backfill.pause($1, $2);
+
+-- name: resume
+SELECT backfill.resume($1, $2);
+
+-- name: cancel
+SELECT backfill.cancel($1, $2);
+
+-- name: pace
+SELECT backfill.pace($1, $2);
+
+-- name: pause_running
+-- An administrator ended one of our server processes while the server stayed up: that is an order to stop.
+UPDATE backfill.job SET state = 'paused', reason = $2 WHERE id = $1 AND state = 'running';
+
+-- name: history
+SELECT at, who, what, detail FROM backfill.event WHERE job = $1 ORDER BY id;
+
+-- name: record
+INSERT INTO backfill.event (job, what, detail) VALUES ($1, $2, $3);
+
+-- name: forget
+-- The job and everything of it but its history.
+WITH gone AS (DELETE FROM backfill.job WHERE name = $1 RETURNING id),
+     rows AS (DELETE FROM backfill.written WHERE job_id IN (SELECT id FROM gone))
+SELECT count(*) FROM gone;
+
+-- name: drop_all
+DROP SCHEMA backfill CASCADE;

@@ -1,0 +1,173 @@
+"""What the ledger says, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from engine.model import Backend, JobState, KeyValue, Mode, Phase, Side, Span
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One row of ``backfill.job``.  ``identity``, ``spec`` and ``fingerprint`` are JSON objects."""
+
+    id: int
+    name: str
+    mode: Mode
+    state: JobState
+    phase: Phase | None  # None: past the last phase
+    source: str
+    target: str
+    identity: dict[str, Any]
+    spec: dict[str, Any]
+    fingerprint: dict[str, Any]
+    key_types: tuple[str, ...]
+    rows_estimated: float
+    barrier_snapshot: str | None
+    waits_for: str | None
+    limit_rows_per_s: float | None
+    error_code: str | None
+    error_message: str | None
+    error_hint: str | None
+    resumable: bool
+    reason: str | None
+    refreeze: bool
+    started_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A span under a fresh lease, and the server processes that its former holder may have left behind."""
+
+    span: Span
+    left_behind: tuple[Backend, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanRecord:
+    """One row of ``backfill.span`` as the planner and the checks need it."""
+
+    id: int
+    lo: KeyValue | None
+    hi: KeyValue
+    cursor: KeyValue | None
+    epoch: int
+    rows: int
+    scanned: int
+    rows_estimated: float
+    leased: bool
+
+    @property
+    def is_finished(self) -> bool:
+        """The cursor stands at the upper bound."""
+        return self.cursor == self.hi
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """One row of the view ``backfill.status``: everything a person or a dashboard asks of a job."""
+
+    job: str
+    state: JobState
+    mode: Mode
+    phase: str
+    source: str
+    target: str
+    rows_done: int
+    rows_estimated: float
+    progress: float  # 0..1
+    rows_per_s: float
+    eta_s: float | None
+    workers: int
+    spans_total: int
+    spans_done: int
+    spans_running: int
+    bytes_done: int
+    chunks: int
+    limit_rows_per_s: float | None
+    waiting: str | None
+    waits: dict[str, float]  # seconds by reason
+    retries: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    error_code: str | None
+    error_message: str | None
+    error_hint: str | None
+    resumable: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of ``status --json``: its names are part of the contract."""
+        error = None
+        if self.error_code:
+            error = {
+                "code": self.error_code,
+                "message": self.error_message,
+                "hint": self.error_hint,
+                "resumable": self.resumable,
+            }
+        return {
+            "job": self.job,
+            "state": self.state.value,
+            "mode": self.mode.value,
+            "phase": self.phase,
+            "source": self.source,
+            "target": self.target,
+            "rows_done": self.rows_done,
+            "rows_estimated": round(self.rows_estimated),
+            "progress": round(self.progress, 6),
+            "rows_per_s": round(self.rows_per_s, 1),
+            "eta_s": None if self.eta_s is None else round(self.eta_s, 1),
+            "workers": self.workers,
+            "spans": {"total": self.spans_total, "done": self.spans_done, "running": self.spans_running},
+            "pace": {
+                "limit_rows_per_s": self.limit_rows_per_s,
+                "pressure": None,
+                "held_by": None,
+                "reason": self.waiting or None,
+            },
+            "signals": [],
+            "waits": self.waits,
+            "retries": self.retries,
+            "quarantined": 0,
+            "started_at": _iso(self.started_at),
+            "finished_at": _iso(self.finished_at),
+            "error": error,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One line of a job's history."""
+
+    at: datetime
+    who: str
+    what: str
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What one worker tells the others about itself."""
+
+    worker: str
+    rows_per_s: float
+    retries: int
+    waiting: str
+    waits: dict[str, float]
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()
+
+
+def backends_from_json(items: list[dict[str, Any]]) -> tuple[Backend, ...]:
+    """Server processes as the ledger stores them: ``[{"side": …, "pid": …, "started": …}]``."""
+    return tuple(Backend(side=Side(i["side"]), pid=int(i["pid"]), started=str(i["started"])) for i in items)
+
+
+def backends_to_json(backends: tuple[Backend, ...]) -> list[dict[str, Any]]:
+    """The inverse of ``backends_from_json``."""
+    return [{"side": b.side.value, "pid": b.pid, "started": b.started} for b in backends]

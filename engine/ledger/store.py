@@ -1,0 +1,477 @@
+"""The ledger's door: every read and write of schema ``backfill``, over one connection to the target database.
+
+A ``Ledger`` is cheap: one around the process's control connection (renewals, state, history), and one around each
+worker's own data connection (claims and thefts), so that a claim that waits for a lock never delays a renewal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from engine.db import Connection
+from engine.errors import BackfillError, LedgerDamaged, UnknownJob
+from engine.ledger.queries import migrations, queries
+from engine.ledger.records import (
+    Claim,
+    Heartbeat,
+    HistoryEntry,
+    JobRecord,
+    JobStatus,
+    SpanRecord,
+    backends_from_json,
+    backends_to_json,
+)
+from engine.model import Backend, JobState, KeyValue, Mode, Phase, Span, SpanBounds
+
+_UPGRADE_LOCK = 0x6261636B66696C6C  # "backfill" in ASCII: the advisory lock that serialises create and upgrade
+
+
+class LedgerMissing(UnknownJob):
+    """The target database holds no ledger yet, hence no job."""
+
+    code = "ledger_missing"
+
+
+class Ledger:
+    """Reads and writes the ledger over one connection; safe to share between tasks, one statement at a time."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._turn = asyncio.Lock()
+
+    # -- schema ---------------------------------------------------------------------------------------------------
+
+    async def installed_version(self) -> int:
+        """The ledger's schema version; 0 when there is no ledger."""
+        if await self._value("version") is None:
+            return 0
+        return int(await self._value("applied_version") or 0)
+
+    async def ensure(self) -> None:
+        """Create or upgrade the ledger.  Several processes may ask at once; one does it.
+
+        Raises ``LedgerDamaged`` when the ledger was made by a newer release than this one.
+        """
+        newest = migrations()[-1][0]
+        if await self.installed_version() == newest:
+            return
+        async with self._transaction():
+            await self.connection.execute(f"SELECT pg_advisory_xact_lock({_UPGRADE_LOCK})")
+            installed = await self._installed_inside()
+            if installed > newest:
+                raise LedgerDamaged(
+                    f"the ledger has version {installed}, this release knows {newest}",
+                    hint="use the release that made it, or a newer one",
+                )
+            for version, script in migrations():
+                if version > installed:
+                    await self.connection.execute(script)
+
+    async def require(self) -> None:
+        """Raise ``LedgerMissing`` when there is no ledger."""
+        if await self.installed_version() == 0:
+            raise LedgerMissing("this database holds no ledger", hint="the first `backfill run` creates it")
+
+    async def _installed_inside(self) -> int:
+        if await self.connection.fetchval(queries()["version"]) is None:
+            return 0
+        return int(await self.connection.fetchval(queries()["applied_version"]) or 0)
+
+    # -- jobs -----------------------------------------------------------------------------------------------------
+
+    async def find(self, name: str) -> JobRecord | None:
+        """The job of that name, or None."""
+        row = await self._row("job", name)
+        return None if row is None else _job(row)
+
+    async def job(self, name: str) -> JobRecord:
+        """The job of that name; raises ``UnknownJob``."""
+        found = await self.find(name)
+        if found is None:
+            raise UnknownJob(f"no job named {name!r}", hint="backfill list shows the jobs of this ledger")
+        return found
+
+    async def workable(self) -> tuple[str, ...]:
+        """Names of the jobs that are planned or running."""
+        return tuple(row["name"] for row in await self._rows("job_names"))
+
+    async def create(
+        self,
+        *,
+        name: str,
+        mode: Mode,
+        source: str,
+        target: str,
+        identity: dict[str, Any],
+        spec: dict[str, Any],
+        fingerprint: dict[str, Any],
+        key_types: Sequence[str],
+        rows_estimated: float,
+        barrier_snapshot: str | None,
+        spans: Sequence[SpanBounds],
+    ) -> bool:
+        """Freeze a new job in one transaction.  False when another process created it meanwhile."""
+        text = queries()
+        try:
+            async with self._transaction():
+                job_id = await self.connection.fetchval(
+                    text["create_job"],
+                    name,
+                    mode.value,
+                    source,
+                    target,
+                    json.dumps(identity),
+                    json.dumps(spec),
+                    json.dumps(fingerprint),
+                    list(key_types),
+                    float(rows_estimated),
+                    barrier_snapshot,
+                )
+                await self._create_spans(job_id, Phase.MOVE, spans)
+        except Exception as error:
+            if getattr(error, "sqlstate", None) == "23505":
+                return False
+            raise
+        return True
+
+    async def start(self, job_id: int, more: Sequence[SpanBounds]) -> bool:
+        """Open the job for work: the barrier is passed.  ``more`` are spans of rows that appeared behind the frozen
+        bound while it was waited for.  False when another process did it first.
+        """
+        async with self._transaction():
+            state = await self.connection.fetchrow(queries()["lock_job"], job_id)
+            if state is None or state["state"] != JobState.PLANNED:
+                return False
+            await self._create_spans(job_id, Phase.MOVE, more)
+            await self.connection.fetchrow(queries()["barrier_passed"], job_id)
+            await self.connection.fetchrow(queries()["start"], job_id)
+        return True
+
+    async def change_phase(
+        self, job_id: int, before: Phase, after: Phase, spans: Sequence[SpanBounds], barrier: str | None
+    ) -> bool:
+        """From one phase to the next, with the next one's spans.  False when there is nothing to change (any more)."""
+        async with self._transaction():
+            state = await self.connection.fetchrow(queries()["lock_job"], job_id)
+            if state is None or state["state"] != JobState.RUNNING or state["phase"] != before:
+                return False
+            if await self.connection.fetchval(queries()["unfinished"], job_id, before.value):
+                return False
+            await self._create_spans(job_id, after, spans)
+            await self.connection.fetchrow(queries()["change_phase"], job_id, before.value, after.value, barrier)
+        return True
+
+    async def finish(self, job_id: int, last: Phase) -> bool:
+        """All spans of the last phase are at their bounds: done.  Commits synchronously, so that everything before is
+        durable with it.  False when that is not so (any more).
+        """
+        async with self._transaction():
+            await self.connection.execute("SET LOCAL synchronous_commit = on")
+            state = await self.connection.fetchrow(queries()["lock_job"], job_id)
+            if state is None or state["state"] != JobState.RUNNING or state["phase"] != last:
+                return False
+            if await self.connection.fetchval(queries()["unfinished"], job_id, last.value):
+                return False
+            await self.connection.fetchrow(queries()["finish"], job_id)
+        return True
+
+    async def fail(self, job_id: int, error: BackfillError, *, resumable: bool) -> None:
+        """Record that a guard stopped the job; the first failure recorded stays."""
+        await self._row("fail", job_id, error.code, error.message, error.hint, resumable)
+
+    async def passed_barrier(self, job_id: int) -> None:
+        """Nobody is left whom the current phase had to wait for."""
+        await self._row("barrier_passed", job_id)
+
+    async def waits_for(self, job_id: int, whom: str | None) -> None:
+        """Tell others whom the barrier waits for."""
+        await self._row("waits_for", job_id, whom)
+
+    async def apply_settings(self, job_id: int, spec: dict[str, Any]) -> None:
+        """Settings that do not change the job's meaning: the newest run's count."""
+        await self._row("apply_settings", job_id, json.dumps(spec))
+
+    async def apply_fingerprint(self, job_id: int, fingerprint: dict[str, Any]) -> None:
+        """Accept the tables as they are now (a person resumed the job after a schema change)."""
+        await self._row("apply_fingerprint", job_id, json.dumps(fingerprint))
+
+    async def pause(self, name: str, reason: str | None) -> JobState:
+        """Sticky: only ``resume`` clears it."""
+        return await self._order("pause", name, reason)
+
+    async def pause_by_administrator(self, job_id: int, reason: str) -> None:
+        """An administrator ended one of our server processes: stop instead of fighting him."""
+        await self._row("pause_running", job_id, reason)
+
+    async def resume(self, name: str, reason: str | None) -> JobState:
+        """Clear a pause, or a failure that is resumable."""
+        return await self._order("resume", name, reason)
+
+    async def cancel(self, name: str, reason: str | None) -> JobState:
+        """Final, unless ``restart`` makes a new job of it."""
+        return await self._order("cancel", name, reason)
+
+    async def pace(self, name: str, rows_per_s: float | None) -> None:
+        """Limit all workers of the job together; None: as the spec says."""
+        await self.job(name)
+        await self._row("pace", name, rows_per_s)
+
+    async def forget(self, name: str) -> bool:
+        """Delete the job; its history stays.  False when there was none."""
+        return bool(await self._value("forget", name))
+
+    async def drop(self) -> None:
+        """Remove the whole ledger, history included."""
+        async with self._turn:
+            await self.connection.execute(queries()["drop_all"])
+
+    # -- spans and leases -----------------------------------------------------------------------------------------
+
+    async def spans(self, job_id: int, phase: Phase) -> tuple[SpanRecord, ...]:
+        """All spans of a phase, by number."""
+        return tuple(
+            SpanRecord(
+                id=row["id"],
+                lo=_key(row["lo"]),
+                hi=tuple(row["hi"]),
+                cursor=_key(row["cursor"]),
+                epoch=row["epoch"],
+                rows=row["rows"],
+                scanned=row["scanned"],
+                rows_estimated=row["rows_estimated"],
+                leased=bool(row["leased"]),
+            )
+            for row in await self._rows("spans", job_id, phase.value)
+        )
+
+    async def claim(self, job_id: int, worker: str, backends: tuple[Backend, ...], lease_s: float) -> Claim | None:
+        """Take a free span of the current phase, or None when there is none to be had."""
+        row = await self._row("claim", job_id, worker, _json(backends), lease_s)
+        return None if row is None else _claim(row)
+
+    async def reclaim(
+        self, job_id: int, span: Span, worker: str, backends: tuple[Backend, ...], lease_s: float
+    ) -> Claim | None:
+        """The worker's own span again, after a lost connection, under the next epoch; None when somebody else has it.
+
+        Only after this may the cursor be believed: whatever the lost connection was doing is fenced from here on.
+        """
+        row = await self._row("reclaim", job_id, span.id, worker, span.epoch, _json(backends), lease_s)
+        return None if row is None else _claim(row)
+
+    async def expired_backends(self, job_id: int, lease_s: float) -> tuple[Backend, ...]:
+        """Server processes of holders whose leases have run out."""
+        found: list[Backend] = []
+        for row in await self._rows("expired", job_id, lease_s):
+            found.extend(backends_from_json(json.loads(row["backends"])))
+        return tuple(found)
+
+    async def renew(self, job_id: int, workers: Sequence[str], lease_s: float) -> dict[int, tuple[str, int]]:
+        """Renew the leases of this process.  Returns span -> (worker, epoch) of those that were renewed."""
+        rows = await self._rows("renew", job_id, list(workers), lease_s)
+        return {row["id"]: (str(row["worker"]), row["epoch"]) for row in rows}
+
+    async def release(self, job_id: int, span: Span, worker: str) -> None:
+        """Give the span back at once."""
+        await self._row("release", job_id, span.id, worker, span.epoch)
+
+    async def reread(self, job_id: int, span: Span, worker: str) -> Span | None:
+        """The span as it stands now, or None when it is not ours any more."""
+        row = await self._row("reread", job_id, span.id, worker, span.epoch)
+        return None if row is None else _span(row)
+
+    async def running_spans(self, job_id: int, phase: Phase) -> tuple[Span, ...]:
+        """Unfinished spans that somebody holds."""
+        return tuple(_span(row) for row in await self._rows("running", job_id, phase.value))
+
+    async def unfinished(self, job_id: int, phase: Phase) -> int:
+        """How many spans of the phase are not at their upper bound."""
+        return int(await self._value("unfinished", job_id, phase.value))
+
+    @asynccontextmanager
+    async def splitting(self, job_id: int, span_id: int) -> AsyncIterator[Split | None]:
+        """Hold a span's row still to split it; yields None when it has ended.  Leaving the block without calling
+        ``Split.at`` changes nothing.
+        """
+        async with self._transaction():
+            await self.connection.fetchrow(queries()["lock_job"], job_id)
+            row = await self.connection.fetchrow(queries()["lock_span"], job_id, span_id)
+            yield None if row is None else Split(self.connection, job_id, span_id, _key(row["cursor"]), tuple(row["hi"]))
+
+    # -- people ---------------------------------------------------------------------------------------------------
+
+    async def heartbeat(self, job_id: int, host: str, os_pid: int, beats: Sequence[Heartbeat]) -> None:
+        """Tell the others what this process's workers do."""
+        await self._row(
+            "heartbeat",
+            job_id,
+            host,
+            os_pid,
+            [b.worker for b in beats],
+            [b.rows_per_s for b in beats],
+            [b.retries for b in beats],
+            [b.waiting for b in beats],
+            [json.dumps(b.waits) for b in beats],
+        )
+
+    async def leave(self, workers: Sequence[str]) -> None:
+        """These workers stop now."""
+        await self._row("leave", list(workers))
+
+    async def status(self, name: str) -> JobStatus:
+        """One job as people see it; raises ``UnknownJob``."""
+        row = await self._row("status", name)
+        if row is None:
+            raise UnknownJob(f"no job named {name!r}", hint="backfill list shows the jobs of this ledger")
+        return _status(row)
+
+    async def list(self) -> tuple[JobStatus, ...]:
+        """All jobs, oldest first."""
+        return tuple(_status(row) for row in await self._rows("status_all"))
+
+    async def history(self, name: str) -> tuple[HistoryEntry, ...]:
+        """What happened to a job, oldest first."""
+        return tuple(
+            HistoryEntry(row["at"], row["who"], row["what"], json.loads(row["detail"]))
+            for row in await self._rows("history", name)
+        )
+
+    async def record(self, name: str, what: str, detail: dict[str, Any]) -> None:
+        """Add a line to a job's history."""
+        await self._row("record", name, what, json.dumps(detail))
+
+    # -- plumbing -------------------------------------------------------------------------------------------------
+
+    async def _order(self, query: str, name: str, reason: str | None) -> JobState:
+        await self.job(name)
+        return JobState(await self._value(query, name, reason))
+
+    async def _create_spans(self, job_id: int, phase: Phase, spans: Sequence[SpanBounds]) -> None:
+        if not spans:
+            return
+        await self.connection.fetch(
+            queries()["create_spans"],
+            job_id,
+            phase.value,
+            [json.dumps(s.lo) for s in spans],
+            [json.dumps(s.hi) for s in spans],
+            [max(0.0, float(s.rows)) for s in spans],
+        )
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[None]:
+        async with self._turn:
+            await self.connection.execute("BEGIN")
+            try:
+                yield
+            except BaseException:
+                await self._roll_back()
+                raise
+            await self.connection.execute("COMMIT")
+
+    async def _roll_back(self) -> None:
+        try:
+            await asyncio.shield(self.connection.execute("ROLLBACK"))
+        except Exception:
+            self.connection.abort()
+
+    async def _row(self, query: str, *args: Any) -> Any:
+        async with self._turn:
+            return await self.connection.fetchrow(queries()[query], *args)
+
+    async def _rows(self, query: str, *args: Any) -> list[Any]:
+        async with self._turn:
+            return await self.connection.fetch(queries()[query], *args)
+
+    async def _value(self, query: str, *args: Any) -> Any:
+        async with self._turn:
+            return await self.connection.fetchval(queries()[query], *args)
+
+
+class Split:
+    """A span whose row is locked: its holder cannot advance until the block is left."""
+
+    def __init__(
+        self, connection: Connection, job_id: int, span_id: int, cursor: KeyValue | None, hi: KeyValue
+    ) -> None:
+        self._connection = connection
+        self._job_id = job_id
+        self._span_id = span_id
+        self.cursor = cursor
+        self.hi = hi
+
+    async def at(
+        self,
+        key: KeyValue,
+        *,
+        phase: Phase,
+        rows_kept: float,
+        rows_taken: float,
+        worker: str,
+        backends: tuple[Backend, ...],
+        lease_s: float,
+    ) -> Span:
+        """Cut at ``key``, which the caller has seen to lie strictly inside ``(cursor, hi)`` by the source's order.
+
+        The holder keeps ``(…, key]``, the caller's worker holds the returned span ``(key, hi]``.
+        """
+        await self._connection.fetchrow(queries()["shorten"], self._job_id, self._span_id, list(key), rows_kept)
+        row = await self._connection.fetchrow(
+            queries()["create_stolen"],
+            self._job_id,
+            phase.value,
+            list(key),
+            list(self.hi),
+            rows_taken,
+            worker,
+            _json(backends),
+            lease_s,
+        )
+        return _span(row)
+
+
+def _json(backends: tuple[Backend, ...]) -> str:
+    return json.dumps(backends_to_json(backends))
+
+
+def _key(value: list[str] | None) -> KeyValue | None:
+    return None if value is None else tuple(value)
+
+
+def _span(row: Any) -> Span:
+    return Span(
+        id=row["id"],
+        phase=Phase(row["phase"]),
+        lo=_key(row["lo"]),
+        hi=tuple(row["hi"]),
+        cursor=_key(row["cursor"]),
+        epoch=row["epoch"],
+        rows=row["rows"],
+    )
+
+
+def _claim(row: Any) -> Claim:
+    return Claim(_span(row), backends_from_json(json.loads(row["left_behind"])))
+
+
+def _job(row: Any) -> JobRecord:
+    values = dict(row)
+    values["mode"] = Mode(values["mode"])
+    values["state"] = JobState(values["state"])
+    values["phase"] = None if values["phase"] == "end" else Phase(values["phase"])
+    values["key_types"] = tuple(values["key_types"])
+    for name in ("identity", "spec", "fingerprint"):
+        values[name] = json.loads(values[name])
+    return JobRecord(**values)
+
+
+def _status(row: Any) -> JobStatus:
+    values = dict(row)
+    values["state"] = JobState(values["state"])
+    values["mode"] = Mode(values["mode"])
+    values["waits"] = {reason: float(seconds) for reason, seconds in json.loads(values["waits"]).items()}
+    return JobStatus(**values)

@@ -1,0 +1,209 @@
+"""Every code that preflight may report: how bad it is, and whether a person may accept it.
+
+``docs/findings.md`` explains each code to people; a test holds the two together.  Codes are stable: scripts and
+``accept:`` lists name them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from engine.model import Finding, Severity
+
+
+class Code(StrEnum):
+    """The stable names of findings."""
+
+    # The key
+    NO_KEY = "NO_KEY"
+    KEY_NULLABLE = "KEY_NULLABLE"
+    KEY_NOT_UNIQUE = "KEY_NOT_UNIQUE"
+    KEY_INDEX_UNUSABLE = "KEY_INDEX_UNUSABLE"
+    KEY_NOT_MAPPED = "KEY_NOT_MAPPED"
+    KEY_TYPE_OPAQUE = "KEY_TYPE_OPAQUE"
+    KEY_UPDATABLE = "KEY_UPDATABLE"
+    # The tables
+    TABLE_KIND = "TABLE_KIND"
+    UNLOGGED_TARGET = "UNLOGGED_TARGET"
+    TARGET_MISSING = "TARGET_MISSING"
+    TARGET_IS_SOURCE = "TARGET_IS_SOURCE"
+    TARGET_HAS_ROWS = "TARGET_HAS_ROWS"
+    NO_ARBITER = "NO_ARBITER"
+    SEVERAL_UNIQUE = "SEVERAL_UNIQUE"
+    TRIGGERS_ON_SOURCE = "TRIGGERS_ON_SOURCE"
+    TRIGGERS_ON_TARGET = "TRIGGERS_ON_TARGET"
+    FOREIGN_KEYS = "FOREIGN_KEYS"
+    RULES = "RULES"
+    ROW_SECURITY = "ROW_SECURITY"
+    INHERITANCE = "INHERITANCE"
+    PARTITION_ROW_MOVEMENT = "PARTITION_ROW_MOVEMENT"
+    # The columns
+    COLUMN_MISSING = "COLUMN_MISSING"
+    COLUMN_UNFILLED = "COLUMN_UNFILLED"
+    COLUMNS_DEFAULTED = "COLUMNS_DEFAULTED"
+    COLUMNS_LEFT_BEHIND = "COLUMNS_LEFT_BEHIND"
+    SET_KEY_COLUMN = "SET_KEY_COLUMN"
+    SET_GENERATED = "SET_GENERATED"
+    TYPE_NARROWS = "TYPE_NARROWS"
+    IDENTITY_ALWAYS = "IDENTITY_ALWAYS"
+    SEQUENCE_BEHIND = "SEQUENCE_BEHIND"
+    NEWEST_COLUMN = "NEWEST_COLUMN"
+    NEWEST_NULLABLE = "NEWEST_NULLABLE"
+    # The expressions
+    EXPRESSION_INVALID = "EXPRESSION_INVALID"
+    EXPRESSION_TYPE = "EXPRESSION_TYPE"
+    EXPRESSION_NOT_SCALAR = "EXPRESSION_NOT_SCALAR"
+    EXPRESSION_VOLATILE = "EXPRESSION_VOLATILE"
+    PREDICATE_VOLATILE = "PREDICATE_VOLATILE"
+    DONE_REQUIRED = "DONE_REQUIRED"
+    DONE_INVALID = "DONE_INVALID"
+    DONE_SKIPS_DEFAULTS = "DONE_SKIPS_DEFAULTS"
+    # The application
+    DUAL_WRITE_MISSING = "DUAL_WRITE_MISSING"
+    DELETES_UNGUARDED = "DELETES_UNGUARDED"
+    # The servers
+    PRIVILEGES = "PRIVILEGES"
+    SUPERUSER = "SUPERUSER"
+    READ_ONLY_SERVER = "READ_ONLY_SERVER"
+    SERVER_VERSION = "SERVER_VERSION"
+    SERVER_UNTESTED = "SERVER_UNTESTED"
+    # What it will cost
+    STATISTICS_MISSING = "STATISTICS_MISSING"
+    PLAN_SCANS_TABLE = "PLAN_SCANS_TABLE"
+    PLAN_FORCED = "PLAN_FORCED"
+    COLLATIONS_DIFFER = "COLLATIONS_DIFFER"
+    BINARY_COPY_IMPOSSIBLE = "BINARY_COPY_IMPOSSIBLE"
+    HOT_UPDATES = "HOT_UPDATES"
+    FILLFACTOR = "FILLFACTOR"
+    GROWTH = "GROWTH"
+    # The spec's own list
+    ACCEPT_UNKNOWN = "ACCEPT_UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What holds for every finding of one code.  ``severity`` is its worst; a check may report it milder."""
+
+    severity: Severity
+    acceptable: bool = False  # a refusal that turns into a warning when the spec's ``accept`` names it
+
+
+_REFUSE: Final = Entry(Severity.REFUSE)
+_DECIDE: Final = Entry(Severity.REFUSE, acceptable=True)
+_WARN: Final = Entry(Severity.WARN)
+_ADVISE: Final = Entry(Severity.ADVISE)
+
+_DECISIONS: Final = frozenset(
+    {Code.TRIGGERS_ON_SOURCE, Code.TRIGGERS_ON_TARGET, Code.FOREIGN_KEYS, Code.RULES, Code.INHERITANCE}
+)
+_WARNINGS: Final = frozenset(
+    {
+        Code.PARTITION_ROW_MOVEMENT,
+        Code.SEVERAL_UNIQUE,
+        Code.COLUMNS_LEFT_BEHIND,
+        Code.TYPE_NARROWS,
+        Code.NEWEST_NULLABLE,
+        Code.EXPRESSION_TYPE,
+        Code.EXPRESSION_VOLATILE,
+        Code.DONE_SKIPS_DEFAULTS,
+        Code.DUAL_WRITE_MISSING,
+        Code.SUPERUSER,
+        Code.ACCEPT_UNKNOWN,
+    }
+)
+_ADVICE: Final = frozenset(
+    {
+        Code.KEY_TYPE_OPAQUE,
+        Code.KEY_UPDATABLE,
+        Code.TARGET_HAS_ROWS,
+        Code.COLUMNS_DEFAULTED,
+        Code.IDENTITY_ALWAYS,
+        Code.SEQUENCE_BEHIND,
+        Code.DELETES_UNGUARDED,
+        Code.SERVER_UNTESTED,
+        Code.STATISTICS_MISSING,
+        Code.PLAN_FORCED,
+        Code.COLLATIONS_DIFFER,
+        Code.BINARY_COPY_IMPOSSIBLE,
+        Code.HOT_UPDATES,
+        Code.FILLFACTOR,
+        Code.GROWTH,
+    }
+)
+
+
+def _entry(code: Code) -> Entry:
+    # A code in none of the sets refuses: whoever adds one and forgets to grade it errs on the safe side.
+    if code in _DECISIONS:
+        return _DECIDE
+    if code in _WARNINGS:
+        return _WARN
+    return _ADVISE if code in _ADVICE else _REFUSE
+
+
+CATALOGUE: Final = MappingProxyType({code: _entry(code) for code in Code})
+"""Every code with its entry, in the order of ``docs/findings.md``."""
+
+_RANK: Final = {Severity.REFUSE: 0, Severity.WARN: 1, Severity.ADVISE: 2}
+
+
+def finding(code: Code, message: str, remedy: str, *, severity: Severity | None = None) -> Finding:
+    """A finding of that code, at its catalogue severity unless a milder one is given."""
+    return Finding(code.value, severity or CATALOGUE[code].severity, message, remedy)
+
+
+def refusals(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Those findings that keep the job from starting."""
+    return tuple(f for f in findings if f.severity is Severity.REFUSE)
+
+
+def settle(findings: Iterable[Finding], accepted: Sequence[str]) -> tuple[Finding, ...]:
+    """Apply the spec's ``accept`` list, drop repetitions, and put the worst first.
+
+    A refusal that asks for a decision becomes a warning once its code is accepted; until then its remedy says how to
+    accept it.  Names in ``accepted`` that can have no effect are reported themselves.
+    """
+    settled = [_decided(f, accepted) for f in dict.fromkeys(findings)]
+    settled += [_useless(name) for name in dict.fromkeys(accepted) if not _may_accept(name)]
+    return tuple(sorted(settled, key=lambda f: _RANK[f.severity]))
+
+
+def _decided(found: Finding, accepted: Sequence[str]) -> Finding:
+    if found.severity is not Severity.REFUSE or not CATALOGUE[Code(found.code)].acceptable:
+        return found
+    if found.code in accepted:
+        return replace(found, severity=Severity.WARN, message=f"{found.message} (accepted by the spec)")
+    return replace(found, remedy=f"{found.remedy}; if it is as you want it, write accept: [{found.code}]")
+
+
+def _may_accept(name: str) -> bool:
+    try:
+        entry = CATALOGUE[Code(name)]
+    except ValueError:
+        return False
+    return entry.acceptable or entry.severity is not Severity.REFUSE
+
+
+def _useless(name: str) -> Finding:
+    if name in Code.__members__:
+        return finding(
+            Code.ACCEPT_UNKNOWN,
+            f"accept names {name}, which cannot be accepted: a job with that finding cannot be right",
+            "take it out of accept, and mend what the finding says",
+        )
+    close = did_you_mean(name, [c.value for c in Code if CATALOGUE[c].acceptable])
+    return finding(Code.ACCEPT_UNKNOWN, f"accept names {name}, which is no finding's code", f"take it out{close}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean …?`` with the closest known name, whatever its case; empty when nothing is close."""
+    by_folded: dict[str, str] = {}
+    for candidate in known:
+        by_folded.setdefault(candidate.casefold(), candidate)
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
+    return f"; did you mean {by_folded[close[0]]}?" if close else ""

@@ -1,0 +1,165 @@
+"""The field types of the spec models: how one value of a file becomes a Python value, and its JSON Schema.
+
+Every check raises ``Misfit``, which never quotes the value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    Strict,
+    ValidationInfo,
+    WithJsonSchema,
+)
+
+from engine.model import ConflictPolicy, Deletes, Order
+from engine.spec import units
+from engine.spec.dsn import Dsn
+from engine.spec.misfit import Misfit, nearest
+from engine.spec.names import TableRef, check_name, parse_names, quote_where_needed
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What validating plain data (a file, the flags, the ledger) knows besides the data."""
+
+    env: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class OnConflict:
+    """What happens to a source row whose key the target has already.
+
+    ``column`` is the target column that tells the newer row: given with ``newest`` and with nothing else.
+    ``str()`` writes the text of the spec: ``keep`` or ``newest(updated_at)``.
+    """
+
+    policy: ConflictPolicy = ConflictPolicy.KEEP
+    column: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> OnConflict:
+        """The policy that ``text`` names.  Raises ``Misfit``."""
+        match = re.fullmatch(r"\s*([A-Za-z_]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
+        if match is None or match[1] not in list(ConflictPolicy):
+            known = [f"{p}(column)" if p is ConflictPolicy.NEWEST else str(p) for p in ConflictPolicy]
+            raise _not_one_of(known, text)
+        policy, inside = ConflictPolicy(match[1]), match[2]
+        if policy is not ConflictPolicy.NEWEST:
+            if inside is not None:
+                raise Misfit("takes no column", f"write on_conflict: {policy}")
+            return cls(policy)
+        names = parse_names(inside) if inside is not None else None
+        if names is None or len(names) != 1:
+            raise Misfit("newest names the one column that tells the newer row", "write newest(updated_at)")
+        return cls(policy, check_name(names[0]))
+
+    def __str__(self) -> str:
+        return self.policy.value if self.column is None else f"{self.policy}({quote_where_needed(self.column)})"
+
+
+def _with_unit(parse: Callable[[object], float]) -> BeforeValidator:
+    """Text with a unit always; a bare number only from Python code, where the field's name tells the unit."""
+
+    def convert(value: object, info: ValidationInfo) -> object:
+        return parse(value) if isinstance(value, str) or isinstance(info.context, Reading) else value
+
+    return BeforeValidator(convert)
+
+
+def choice(kind: type[Order | Deletes]) -> BeforeValidator:
+    """One of the enum's texts, with a did-you-mean."""
+
+    def convert(value: object) -> object:
+        if isinstance(value, str) and value not in list(kind):
+            raise _not_one_of(list(kind), value)
+        return value
+
+    return BeforeValidator(convert)
+
+
+def _not_one_of(known: list[Any], value: str) -> Misfit:
+    guess = nearest(value, known)
+    return Misfit(f"must be one of: {', '.join(known)}", f"did you mean {guess}?" if guess else "")
+
+
+def _read_dsn(value: object, info: ValidationInfo) -> Dsn:
+    if isinstance(value, Dsn):
+        return value
+    if not isinstance(value, str):
+        raise Misfit("must be text", 'write dsn: "${SOURCE_DSN}"')
+    if not isinstance(info.context, Reading):
+        raise Misfit("must be a Dsn", "Dsn.resolve(text, os.environ)")
+    return Dsn.resolve(value, info.context.env)
+
+
+def _read_table(value: object) -> TableRef:
+    if isinstance(value, TableRef):
+        return value
+    if not isinstance(value, str):
+        raise Misfit("must be text", "write schema.table")
+    return TableRef.parse(value)
+
+
+def freeze(value: Mapping[str, str]) -> Mapping[str, str]:
+    """A read-only copy in the same order."""
+    return MappingProxyType(dict(value))
+
+
+def distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    """``values`` themselves when none comes twice.  Raises ``Misfit``."""
+    if len(set(values)) != len(values):
+        raise Misfit("lists the same thing twice", "remove one")
+    return values
+
+
+def within(low: float, high: float) -> Any:
+    """Both ends included."""
+    return Field(ge=low, le=high)
+
+
+def _read_on_conflict(value: object) -> OnConflict:
+    if isinstance(value, OnConflict):
+        return value
+    if not isinstance(value, str):
+        raise Misfit("must be text", "write on_conflict: keep")
+    return OnConflict.parse(value)
+
+
+Seconds = Annotated[
+    float, _with_unit(units.parse_duration), WithJsonSchema({"type": "string", "pattern": units.DURATION_PATTERN})
+]
+Bytes = Annotated[
+    int, _with_unit(units.parse_size), Strict(), WithJsonSchema({"type": "string", "pattern": units.SIZE_PATTERN})
+]
+WholeNumber = Annotated[int, Strict()]
+Name = Annotated[str, Field(min_length=1), AfterValidator(check_name)]
+Sql = Annotated[str, Field(min_length=1, pattern=r"\S")]
+# Serializers, so that pydantic's own JSON of a spec (in a log, say) is as silent about secrets as `for_ledger` is.
+DsnField = Annotated[
+    Dsn, PlainValidator(_read_dsn), PlainSerializer(repr), WithJsonSchema({"type": "string", "minLength": 1})
+]
+TableField = Annotated[
+    TableRef, PlainValidator(_read_table), PlainSerializer(str), WithJsonSchema({"type": "string", "minLength": 1})
+]
+ColumnExpressions = Annotated[Mapping[Name, Sql], AfterValidator(freeze), PlainSerializer(dict)]
+Names = Annotated[tuple[Name, ...], AfterValidator(distinct)]
+AcceptedCode = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
+OnConflictField = Annotated[
+    OnConflict,
+    PlainValidator(_read_on_conflict),
+    PlainSerializer(str),
+    WithJsonSchema(
+        {"type": "string", "anyOf": [{"enum": ["keep", "replace", "fail"]}, {"pattern": r"^newest\(.+\)$"}]}
+    ),
+]

@@ -1,0 +1,262 @@
+"""From plain data to a ``JobSpec``, with every problem at once.
+
+A file is checked in three steps whose problems add up: its text (``document``), its keys (known, available, together
+allowed), its values (the models).  A later step skips what an earlier one complained about, so that one mistake is one
+problem.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path as FilePath
+from typing import Any, Final, get_args
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from engine.errors import Problem, SpecError, UsageError
+from engine.spec.document import MAX_BYTES, Document, Path, path_text, read_document
+from engine.spec.dsn import VARIABLE, Dsn
+from engine.spec.fields import Reading
+from engine.spec.misfit import Misfit, nearest
+from engine.spec.models import JobSpec, SpecModel
+from engine.spec.rules import NOT_AVAILABLE, contradictions
+
+_NEVER_EMPTY: Final = (("set",), ("columns",))
+_DSN_PATHS: Final = (("source", "dsn"), ("target", "dsn"))
+_LEDGER: Final = "the ledger"
+_EMPTY_HINT: Final = "give it a value, or leave the key out"
+
+
+def load_spec(path: str | os.PathLike[str], env: Mapping[str, str]) -> JobSpec:
+    """The spec in a YAML or JSON file; ``${VAR}`` in a ``dsn`` is taken from ``env``.
+
+    Raises ``SpecError`` with every problem, and ``UsageError`` when the file cannot be read at all.
+    """
+    try:
+        with FilePath(path).open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the spec {os.fspath(path)}: {error.strerror}",
+            hint="check the path; backfill init writes a first spec",
+        ) from error
+    return parse_spec(content, env, file=os.fspath(path))
+
+
+def parse_spec(content: bytes | str, env: Mapping[str, str], *, file: str = "") -> JobSpec:
+    """The spec in the content of a YAML or JSON file (UTF-8).  Raises ``SpecError`` with every problem."""
+    raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    if len(raw) > MAX_BYTES:
+        raise SpecError(
+            [Problem("", f"is larger than {MAX_BYTES // 2**20} MiB", "a spec is a page of text")], file=file
+        )
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise SpecError([Problem("", "is not UTF-8 text", "save the file as UTF-8", line, 1)], file=file) from None
+    document = read_document(text)
+    spec = build(document, env)
+    if spec is None:
+        raise SpecError(sorted(document.problems, key=lambda problem: (problem.line, problem.column)), file=file)
+    return spec
+
+
+def spec_from_ledger(data: Mapping[str, Any], *, source_dsn: Dsn | None, target_dsn: Dsn | None) -> JobSpec:
+    """See ``JobSpec.from_ledger``."""
+    if not isinstance(data, Mapping):
+        raise SpecError([Problem("", "is not a mapping of keys to values")], file=_LEDGER)
+    plain = dict(data)
+    for side, dsn in (("source", source_dsn), ("target", target_dsn)):
+        endpoint = plain.get(side)
+        if isinstance(endpoint, Mapping):
+            plain[side] = {key: value for key, value in endpoint.items() if key != "dsn"} | (
+                {"dsn": dsn} if dsn else {}
+            )
+    document = Document(data=plain)
+    spec = build(document, {}, by_hand=False)
+    if spec is None:
+        raise SpecError(document.problems, file=_LEDGER)
+    return spec
+
+
+def build(document: Document, env: Mapping[str, str], *, by_hand: bool = True) -> JobSpec | None:
+    """The spec that ``document`` holds, or None after adding what is wrong to its problems.
+
+    ``by_hand`` is for what a person wrote: a missing connection string is completed (the source's from ``env``, the
+    target's from the source's), and a ``${VAR}`` where it does not work is a problem.
+    """
+    if not isinstance(document.data, Mapping):
+        if not document.problems:
+            document.report(
+                (),
+                "is empty" if document.data is None else "is not a mapping of keys to values",
+                "backfill init writes a first spec; backfill schema describes all keys",
+            )
+        return None
+    data = _checked_keys(document, document.data, JobSpec, ())
+    if by_hand:
+        data = _with_connections(document, _without_variables(document, data, ()), env)
+    for rule in contradictions(document.data.keys()):
+        document.report((rule.path,), rule.message, rule.hint, key=True)
+    _check_chunk(document, document.data.get("chunk"))
+    spec: JobSpec | None = None
+    try:
+        spec = JobSpec.model_validate(data, context=Reading(env))
+    except ValidationError as error:
+        _report_values(document, error)
+    return None if document.problems else spec
+
+
+def _checked_keys(document: Document, data: Mapping[str, Any], model: type[SpecModel], path: Path) -> dict[str, Any]:
+    """``data`` without the keys that were reported: unknown, not available, or left empty."""
+    known = dict(_nested_models(model))
+    checked: dict[str, Any] = {}
+    for key, value in data.items():
+        here = (*path, key)
+        available = NOT_AVAILABLE.get(tuple(map(str, here)))
+        if available is not None and (value is None or available[0](value)):
+            document.report(here, "is not available yet", available[1], key=True)
+        elif key not in known:
+            document.report(here, "is not a key of the spec", _other_place(key, path, known), key=True)
+        elif value is None or (value == {} and here in _NEVER_EMPTY and not document.has_problem(here)):
+            document.report(here, "is empty", _EMPTY_HINT, key=True)
+        elif (nested := known[key]) is not None and isinstance(value, Mapping):
+            checked[key] = _checked_keys(document, value, nested, here)
+        else:
+            checked[key] = value
+    return checked
+
+
+def _nested_models(model: type[SpecModel]) -> Iterator[tuple[str, type[SpecModel] | None]]:
+    """Each key of a model as the file spells it, with the model of its value if it has one."""
+    for name, info in model.model_fields.items():
+        kinds = [info.annotation, *get_args(info.annotation)]
+        nested = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, SpecModel)), None)
+        yield str(info.validation_alias or name), nested
+
+
+def _other_place(key: str, path: Path, known: Mapping[str, Any]) -> str:
+    """A hint for an unknown key: where it belongs, or how it is spelled."""
+    waiting = {place[-1] for place in NOT_AVAILABLE if place[:-1] == path}
+    if guess := nearest(key, [*known, *waiting]):
+        return f"did you mean {guess}?"
+    for place in _all_keys(JobSpec):
+        if place[-1] == key:
+            return f"it belongs under {path_text(place[:-1])}" if place[:-1] else "it belongs at the top level"
+    return f"known here: {', '.join(known)}"
+
+
+def _all_keys(model: type[SpecModel], path: Path = ()) -> Iterator[Path]:
+    for key, nested in _nested_models(model):
+        yield (*path, key)
+        if nested is not None:
+            yield from _all_keys(nested, (*path, key))
+
+
+def _without_variables(document: Document, value: Any, path: Path) -> Any:
+    """``value`` with None for each text that holds a ``${VAR}`` where nothing would replace it."""
+    if isinstance(value, Mapping):
+        return {key: _without_variables(document, item, (*path, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_variables(document, item, (*path, number)) for number, item in enumerate(value)]
+    if isinstance(value, str) and VARIABLE.search(value) and path not in _DSN_PATHS:
+        document.report(path, "holds a ${VAR}, which works only in `dsn`", "write the value out; in SQL: '$' || '{…}'")
+        return None
+    return value
+
+
+def _with_connections(document: Document, data: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
+    """Resolve both connection strings once: the target's default is the source's."""
+    data = dict(data)
+    source, target = data.get("source"), data.get("target")
+    fallback: Any = None
+    if isinstance(source, dict):
+        fallback = _resolved(document, source.get("dsn"), ("source", "dsn"), env)
+        data["source"] = _with_dsn(source, fallback)
+    if isinstance(target, dict):
+        own = _resolved(document, target["dsn"], ("target", "dsn"), env) if "dsn" in target else fallback
+        data["target"] = _with_dsn(target, own)
+    return data
+
+
+def _check_chunk(document: Document, chunk: Any) -> None:
+    """Compare the two limits here, where a mistake elsewhere in ``chunk`` does not hide this one."""
+    low, high = (chunk.get("min_rows"), chunk.get("max_rows")) if isinstance(chunk, Mapping) else (None, None)
+    if isinstance(low, int) and isinstance(high, int) and low > high:
+        document.report(("chunk", "min_rows"), "is larger than max_rows", "lower it, or raise max_rows")
+
+
+def _with_dsn(endpoint: dict[str, Any], dsn: Any) -> dict[str, Any]:
+    return {key: value for key, value in endpoint.items() if key != "dsn"} | ({} if dsn is None else {"dsn": dsn})
+
+
+def _resolved(document: Document, text: Any, path: Path, env: Mapping[str, str]) -> Any:
+    """A ``Dsn``; None after reporting why there is none; anything but text as it stands, for the models to refuse."""
+    if text is not None and not isinstance(text, str):
+        return text
+    try:
+        return Dsn.from_environment(env) if text is None else Dsn.resolve(text, env)
+    except Misfit as misfit:
+        document.report(path, misfit.message, misfit.hint)
+        return None
+
+
+def _report_values(document: Document, error: ValidationError) -> None:
+    for detail in error.errors(include_url=False, include_input=False):
+        is_key = detail["loc"][-1:] == ("[key]",)
+        path = detail["loc"][:-1] if is_key else detail["loc"]
+        if not document.has_problem(path):
+            document.report(path, *_worded(detail), key=is_key or detail["type"] == "missing")
+
+
+def _worded(detail: ErrorDetails) -> tuple[str, str]:
+    """What is wrong and what to do, in the words of this project and without the value."""
+    context = detail.get("ctx", {})
+    cause = context.get("error")
+    if isinstance(cause, Misfit):
+        return cause.message, cause.hint
+    kind = detail["type"]
+    if kind == "string_pattern_mismatch":
+        return _PATTERNS.get(str(detail["loc"][0]), ("is empty", _EMPTY_HINT))
+    if kind in ("greater_than_equal", "less_than_equal", "greater_than", "less_than"):
+        bound = next(iter(context.values()))
+        return f"is out of range: must be {_BOUNDS[kind]} {bound:g}", "backfill schema shows the range of each key"
+    if kind == "literal_error":
+        return f"must be {context['expected']}", "leave the key out"
+    return _MESSAGES.get(kind, (str(detail["msg"]).lower(), ""))
+
+
+_BOUNDS: Final = {
+    "greater_than_equal": "at least",
+    "less_than_equal": "at most",
+    "greater_than": "more than",
+    "less_than": "less than",
+}
+_PATTERNS: Final = {
+    "name": (
+        "is not a job name",
+        "use up to 63 lower-case letters, digits, _ . and -, beginning with a letter or digit",
+    ),
+    "accept": ("is not the code of a finding", "codes look like TRIGGERS_ON_TARGET; backfill plan lists them"),
+}
+_WHOLE: Final = ("must be a whole number", "write digits without quotes: 4")
+_LIST: Final = ("must be a list", "write [first, second]")
+_MAPPING: Final = ("must be a mapping", "write key: value lines below it, or {key: value}")
+_MESSAGES: Final = {
+    "missing": ("is missing", "add it; backfill schema describes all keys"),
+    "string_type": ("must be text", "put it in quotes"),
+    "string_too_short": ("is empty", _EMPTY_HINT),
+    "int_type": _WHOLE,
+    "int_from_float": _WHOLE,
+    "float_type": ("must be a number", "write digits without quotes: 20000"),
+    "finite_number": ("must be a finite number", "leave the key out for no limit"),
+    "tuple_type": _LIST,
+    "mapping_type": _MAPPING,
+    "dict_type": _MAPPING,
+    "model_type": _MAPPING,
+    "model_attributes_type": _MAPPING,
+    "enum": ("is not one of the known words", "backfill schema lists them"),
+}

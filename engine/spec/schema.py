@@ -1,0 +1,72 @@
+"""The JSON Schema of a spec file, made from the models, so that the two cannot drift apart.
+
+It holds only what works: keys whose feature is still to come are absent.  What a schema cannot say (an environment
+variable that is not set, a literal password, which of two limits is larger) only the loader checks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from engine.spec.models import ChunkLimits, JobSpec
+from engine.spec.names import MAX_NAME_BYTES
+from engine.spec.units import format_duration, format_size
+
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of what a spec file may hold."""
+    schema = _tidied(JobSpec.model_json_schema(by_alias=True, mode="validation"))
+    properties = schema["properties"]
+    chunk = schema["$defs"]["ChunkLimits"]["properties"]
+    limits = ChunkLimits()
+    chunk["target"]["default"] = format_duration(limits.target_s)
+    chunk["max_bytes"]["default"] = format_size(limits.max_bytes)
+    properties["lock_timeout"]["default"] = format_duration(JobSpec.model_fields["lock_timeout_s"].default)
+    properties["on_conflict"]["default"] = str(JobSpec.model_fields["on_conflict"].default)
+    for key in ("chunk", "pace", "errors"):
+        del properties[key]["default"]  # each key below has its own
+    properties["order"] = properties["order"] | {"enum": ["key"]}
+    for key in ("set", "columns"):
+        properties[key] |= {"minProperties": 1, "propertyNames": {"minLength": 1, "maxLength": MAX_NAME_BYTES}}
+    return {"$schema": DIALECT, "title": "Backfill job"} | schema | _RULES
+
+
+_RULES: Final = {
+    "if": {"required": ["target"]},
+    "then": {"properties": {"set": False, "done": False}},
+    "else": {"required": ["set"], "properties": {"columns": False, "on_conflict": False, "deletes": False}},
+}
+"""What ``engine.spec.rules.contradictions`` refuses, as a schema says it."""
+
+_DROPPED: Final = ("title",)
+_DEFINITIONS_IN_PLACE: Final = ("Order", "Deletes")
+
+
+def _tidied(schema: dict[str, Any]) -> dict[str, Any]:
+    """Pydantic's schema without titles that repeat the key, without null (an empty key is refused), unwrapped."""
+    definitions = schema.get("$defs", {})
+    in_place = {f"#/$defs/{name}": definitions.pop(name) for name in _DEFINITIONS_IN_PLACE if name in definitions}
+
+    def tidy(node: Any, *, names: bool = False) -> Any:
+        if isinstance(node, list):
+            return [tidy(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        node = {key: value for key, value in node.items() if names or key not in _DROPPED}
+        if not names:
+            options = [option for option in node.get("anyOf", ()) if option != {"type": "null"}]
+            if len(options) == 1:
+                node = options[0] | {key: value for key, value in node.items() if key != "anyOf"}
+            if "$ref" in node and node["$ref"] in in_place:
+                node = in_place[node["$ref"]] | {key: value for key, value in node.items() if key != "$ref"}
+                node.pop("title", None)
+            if node.get("default", ...) in (None, ""):
+                del node["default"]
+            if "description" in node:
+                node["description"] = " ".join(node["description"].replace("``", "`").split())
+        return {key: tidy(value, names=key in ("properties", "$defs")) for key, value in node.items()}
+
+    tidied: dict[str, Any] = tidy(schema)
+    return tidied

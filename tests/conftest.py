@@ -1,0 +1,76 @@
+"""Fixtures for every layer.  Servers start when a test first wants one; each test gets databases of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from engine.embedded import EmbeddedServer
+from tests.support.databases import (
+    FreshDatabase,
+    Servers,
+    TlsServer,
+    TwoDatabases,
+    create_database,
+    drop_database,
+    start_tls_server,
+)
+
+pytest_plugins = ["tests.support.house"]
+
+settings.register_profile("dev", max_examples=50, deadline=None)
+settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, database=None, print_blob=True)
+settings.register_profile("thorough", max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """``servers.get(16)``: the session's shared server of that version, skipping where there is none."""
+    shared = Servers()
+    yield shared
+    shared.discard()
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, servers: Servers) -> EmbeddedServer:
+    """PostgreSQL 16, or what the test's parameter says (``on_each_major``)."""
+    return servers.get(getattr(request, "param", 16))
+
+
+@pytest.fixture(scope="session")
+def tls_server() -> Iterator[TlsServer]:
+    """Debian's PostgreSQL 15 with TLS on TCP, and ICU."""
+    started = start_tls_server(15)
+    yield started
+    started.server.discard()
+
+
+@pytest.fixture
+async def make_database(server: EmbeddedServer) -> AsyncIterator[Callable[..., FreshDatabase]]:
+    """``make_database(options)``: as many databases as a test wants, on ``server`` or another one."""
+    made: list[FreshDatabase] = []
+
+    def make(options: str = "", *, on: EmbeddedServer | None = None) -> FreshDatabase:
+        made.append(create_database(on or server, options))
+        return made[-1]
+
+    yield make
+    for database in made:
+        await database.close()
+        drop_database(database)
+
+
+@pytest.fixture
+def database(make_database: Callable[..., FreshDatabase]) -> FreshDatabase:
+    """A fresh database."""
+    return make_database()
+
+
+@pytest.fixture
+def databases(make_database: Callable[..., FreshDatabase]) -> TwoDatabases:
+    """Two fresh databases on one server: ``.source`` and ``.target`` of a copy."""
+    return TwoDatabases(make_database(), make_database())

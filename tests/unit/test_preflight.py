@@ -1,0 +1,626 @@
+"""Every finding: where it appears, and where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from engine.model import ConflictPolicy, Deletes, Finding, ForeignKey, Mode, Severity, TableName
+from engine.plan.preflight import CATALOGUE, Code, PlanCheck, PreflightFacts, preflight, refusals, required_privileges
+from engine.spec import OnConflict
+from tests.support.preflight import (
+    AnyServer,
+    column,
+    copy_spec,
+    expression,
+    fill,
+    index,
+    move,
+    primary,
+    required,
+    spec,
+    table,
+    trigger,
+)
+
+GIB = 1 << 30
+
+
+def found(facts: PreflightFacts, code: str) -> Finding | None:
+    return next((f for f in preflight(facts) if f.code == code), None)
+
+
+def source_of(facts: PreflightFacts, **changes: Any) -> PreflightFacts:
+    return replace(facts, source=replace(facts.source, **changes))
+
+
+def target_of(facts: PreflightFacts, **changes: Any) -> PreflightFacts:
+    assert facts.target is not None
+    return replace(facts, target=replace(facts.target, **changes))
+
+
+def filling(text: str, *, written: Any = None, done: str | None = None, **changes: Any) -> PreflightFacts:
+    """A job in place that sets cents to ``text``."""
+    facts = fill(
+        spec=spec(set={"cents": text}, done=done), expressions=(expression(text, place="set.cents", **changes),)
+    )
+    if written is None:
+        return facts
+    return source_of(facts, columns=(*facts.source.columns[:2], written))
+
+
+def where(text: str, **changes: Any) -> PreflightFacts:
+    facts = fill()
+    return replace(facts, expressions=(*facts.expressions, expression(text, place="where", **changes)))
+
+
+def done(text: str, **changes: Any) -> PreflightFacts:
+    given = expression(text, place="done", **changes)
+    return replace(fill(spec=spec(set={"cents": "1"}, done=text)), expressions=(given,))
+
+
+def conflict(policy: ConflictPolicy, name: str | None = None) -> OnConflict:
+    return OnConflict(policy=policy, column=name)
+
+
+def newest(updated: Any, *, columns: dict[str, str] | None = None) -> PreflightFacts:
+    """A job with ``on_conflict: newest(updated)`` to a target that has the column ``updated``."""
+    facts = move(
+        spec=copy_spec(on_conflict=conflict(ConflictPolicy.NEWEST, "updated"), columns=columns or {}),
+        source=replace(move().source, columns=(required("id"), column("updated"))),
+    )
+    return target_of(facts, columns=(required("id"), updated))
+
+
+def keyed(*columns: Any, key: Any) -> PreflightFacts:
+    facts = fill()
+    return source_of(facts, columns=(*columns, column("cents", "numeric")), indexes=(key,))
+
+
+def text_key(collation: str) -> PreflightFacts:
+    ours, theirs = required("id", "text"), required("id", "text", collation_id=collation)
+    return target_of(source_of(move(), columns=(ours,)), columns=(theirs,))
+
+
+def plan(**changes: Any) -> PreflightFacts:
+    given: dict[str, Any] = {
+        "query": "the chunk query",
+        "node_types": ("Index Scan",),
+        "index": "pkey",
+        "scans_table": False,
+    }
+    return fill(plans=(PlanCheck(**(given | changes)),))
+
+
+def foreign_key(*, outgoing: bool, columns: tuple[str, ...] = ("amount",)) -> tuple[ForeignKey, ...]:
+    return (ForeignKey("other_fkey", outgoing, columns, TableName("public", "other")),)
+
+
+SAME = table()
+MIXED_UNIQUE = (primary("id"), index("by_amount", "amount"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job that has the finding, one that differs in the cause only and has it not, and words it must say."""
+
+    code: Code
+    guilty: PreflightFacts
+    innocent: PreflightFacts
+    words: tuple[str, ...] = ()
+
+
+CASES = {
+    "a table without a key": Case(
+        Code.NO_KEY, source_of(fill(), indexes=()), source_of(fill(), indexes=(primary("id"),)), ("public.orders",)
+    ),
+    "a unique index on a nullable column": Case(
+        Code.KEY_NULLABLE,
+        keyed(column("id"), key=index("i", "id")),
+        keyed(required("id"), key=index("i", "id")),
+        ("id",),
+    ),
+    "a named key that is not unique": Case(
+        Code.KEY_NOT_UNIQUE,
+        fill(spec=spec(set={"cents": "1"}, key=("amount",))),
+        fill(spec=spec(set={"cents": "1"}, key=("id",))),
+        ("(amount)",),
+    ),
+    "a deferrable primary key": Case(
+        Code.KEY_INDEX_UNUSABLE,
+        source_of(fill(), indexes=(primary("id", immediate=False),)),
+        source_of(fill(), indexes=(primary("id"),)),
+        ("pkey", "deferrable"),
+    ),
+    "a key that the target computes": Case(
+        Code.KEY_NOT_MAPPED,
+        move(spec=copy_spec(columns={"id": "id + 1"})),
+        move(spec=copy_spec(columns={"id": "id"})),
+        ("key column id",),
+    ),
+    "a key of a type that only the server can order": Case(
+        Code.KEY_TYPE_OPAQUE,
+        keyed(required("id", "inet"), key=primary("id")),
+        keyed(required("id", "uuid"), key=primary("id")),
+        ("inet",),
+    ),
+    "a natural key": Case(
+        Code.KEY_UPDATABLE,
+        keyed(required("email", "text"), key=primary("email")),
+        keyed(required("id"), key=primary("id")),
+        ("email",),
+    ),
+    "a surrogate that is not the primary key": Case(
+        Code.KEY_UPDATABLE, keyed(required("id"), key=index("i", "id")), keyed(required("id"), key=primary("id"))
+    ),
+    "a view": Case(Code.TABLE_KIND, source_of(fill(), kind="v"), source_of(fill(), kind="p"), ("a view",)),
+    "a materialized view as source": Case(Code.TABLE_KIND, source_of(move(), kind="m"), move()),
+    "a foreign table as target": Case(Code.TABLE_KIND, target_of(move(), kind="f"), move(), ("a foreign table",)),
+    "a temporary table": Case(Code.TABLE_KIND, source_of(fill(), persistence="t"), fill(), ("temporary",)),
+    "an unlogged target": Case(
+        Code.UNLOGGED_TARGET, target_of(move(), persistence="u"), source_of(move(), persistence="u"), ("orders_v2",)
+    ),
+    "an unlogged table in place": Case(Code.UNLOGGED_TARGET, source_of(fill(), persistence="u"), fill()),
+    "a target that is not there": Case(Code.TARGET_MISSING, move(target=None), move(), ("public.orders_v2",)),
+    "a target that is the source": Case(
+        Code.TARGET_IS_SOURCE,
+        move(source=SAME, target=SAME),
+        move(Mode.COPY, source=SAME, target=SAME),  # the same OID in another database is another table
+        ("public.orders",),
+    ),
+    "a target with rows": Case(
+        Code.TARGET_HAS_ROWS, move(target_has_rows=True), move(target_has_rows=None), ("on_conflict: keep",)
+    ),
+    "a target without an index on the key": Case(
+        Code.NO_ARBITER, target_of(move(), indexes=(index("i", "id", partial=True),)), move(), ("(id)",)
+    ),
+    "a target that is unique in another way as well": Case(
+        Code.SEVERAL_UNIQUE, target_of(move(), indexes=MIXED_UNIQUE), move(), ("by_amount",)
+    ),
+    "a target with a wider unique index, which the key implies": Case(
+        Code.SEVERAL_UNIQUE,
+        target_of(move(), indexes=(primary("id"), index("wide", "amount"))),
+        target_of(move(), indexes=(primary("id"), index("wide", "id", "amount"))),
+    ),
+    "an update trigger in place": Case(
+        Code.TRIGGERS_ON_SOURCE,
+        source_of(fill(), triggers=(trigger("audit", on="update"),)),
+        source_of(fill(), triggers=(trigger("audit", on="insert delete truncate"),)),
+        ("audit", "for each row"),
+    ),
+    "an update trigger in place that is enabled": Case(
+        Code.TRIGGERS_ON_SOURCE,
+        source_of(fill(), triggers=(trigger("audit", on="update", row_level=False),)),
+        source_of(fill(), triggers=(trigger("audit", on="update", enabled=False),)),
+        ("for each chunk",),
+    ),
+    "an insert trigger on the target": Case(
+        Code.TRIGGERS_ON_TARGET,
+        target_of(move(), triggers=(trigger("notify", on="insert"),)),
+        source_of(move(), triggers=(trigger("notify", on="insert update delete"),)),
+        ("notify",),
+    ),
+    "a delete trigger on the target of a guarded job": Case(
+        Code.TRIGGERS_ON_TARGET,
+        target_of(move(), triggers=(trigger("gone", on="delete"),)),
+        target_of(move(spec=copy_spec(deletes=Deletes.NONE)), triggers=(trigger("gone", on="delete"),)),
+    ),
+    "an update trigger on the target of a job that replaces": Case(
+        Code.TRIGGERS_ON_TARGET,
+        target_of(
+            move(spec=copy_spec(on_conflict=conflict(ConflictPolicy.REPLACE))), triggers=(trigger("t", on="update"),)
+        ),
+        target_of(move(), triggers=(trigger("t", on="update"),)),
+    ),
+    "a foreign key of the target": Case(
+        Code.FOREIGN_KEYS,
+        target_of(move(), foreign_keys=foreign_key(outgoing=True)),
+        source_of(move(), foreign_keys=foreign_key(outgoing=True)),
+        ("other_fkey to public.other",),
+    ),
+    "a foreign key that points at the target of a guarded job": Case(
+        Code.FOREIGN_KEYS,
+        target_of(move(), foreign_keys=foreign_key(outgoing=False)),
+        target_of(move(spec=copy_spec(deletes=Deletes.NONE)), foreign_keys=foreign_key(outgoing=False)),
+        ("other_fkey from public.other", "takes rows out"),
+    ),
+    "a foreign key of a column that set writes": Case(
+        Code.FOREIGN_KEYS,
+        source_of(fill(), foreign_keys=foreign_key(outgoing=True, columns=("cents",))),
+        source_of(fill(), foreign_keys=foreign_key(outgoing=True, columns=("amount",))),
+    ),
+    "a foreign key that points at a column that set writes": Case(
+        Code.FOREIGN_KEYS,
+        source_of(fill(), foreign_keys=foreign_key(outgoing=False, columns=("cents",))),
+        source_of(fill(), foreign_keys=foreign_key(outgoing=False, columns=("id",))),
+        ("changes referenced columns",),
+    ),
+    "a rule on the written table": Case(
+        Code.RULES, target_of(move(), rules=("redirect",)), source_of(move(), rules=("redirect",)), ("redirect",)
+    ),
+    "row security on the source": Case(Code.ROW_SECURITY, source_of(fill(), row_security=True), fill(), ("read",)),
+    "row security on the target": Case(Code.ROW_SECURITY, target_of(move(), row_security=True), move()),
+    "inheritance children of the source": Case(
+        Code.INHERITANCE,
+        source_of(fill(), inheritance_children=3),
+        source_of(fill(), is_inheritance_child=True),
+        ("3",),
+    ),
+    "inheritance children of the target": Case(Code.INHERITANCE, target_of(move(), inheritance_children=1), move()),
+    "a partitioned table in place": Case(
+        Code.PARTITION_ROW_MOVEMENT, source_of(fill(), kind="p", partitions=12), source_of(fill()), ("12",)
+    ),
+    "a set column that is not there": Case(
+        Code.COLUMN_MISSING, fill(spec=spec(set={"Cents": "1"})), fill(), ("set writes Cents", "did you mean cents?")
+    ),
+    "a required target column that nothing fills": Case(
+        Code.COLUMN_UNFILLED,
+        target_of(move(), columns=(required("id"), required("region", "text"))),
+        target_of(move(), columns=(required("id"), required("region", "text", has_default=True))),
+        ("region",),
+    ),
+    "a target column that keeps its default": Case(
+        Code.COLUMNS_DEFAULTED,
+        target_of(move(), columns=(required("id"), column("amount"), column("region", "text"))),
+        move(),
+        ("region (NULL)",),
+    ),
+    "a source column that the target does not have": Case(
+        Code.COLUMNS_LEFT_BEHIND,
+        target_of(move(), columns=(required("id"),)),
+        target_of(move(spec=copy_spec(columns={"id": "id"})), columns=(required("id"),)),
+        ("amount",),
+    ),
+    "a source column that the target generates": Case(
+        Code.COLUMNS_LEFT_BEHIND,
+        target_of(move(), columns=(required("id"),)),
+        target_of(move(), columns=(required("id"), column("amount", "numeric", generated="stored"))),
+    ),
+    "a set column that is part of the key": Case(
+        Code.SET_KEY_COLUMN, fill(spec=spec(set={"id": "1"})), fill(spec=spec(set={"amount": "1"})), ("id",)
+    ),
+    "a set column that is generated": Case(
+        Code.SET_GENERATED,
+        filling("1", written=column("cents", generated="stored")),
+        filling("1", written=column("cents")),
+        ("cents",),
+    ),
+    "a set column that numbers itself": Case(
+        Code.SET_GENERATED,
+        filling("1", written=required("cents", identity="always")),
+        filling("1", written=required("cents", identity="default")),
+    ),
+    "a target column that is narrower": Case(
+        Code.TYPE_NARROWS,
+        target_of(move(), columns=(required("id", "integer"), column("amount", "numeric"))),
+        target_of(move(), columns=(required("id", "numeric"), column("amount", "numeric"))),
+        ("id (bigint)", "(integer)"),
+    ),
+    "an identity that is always generated": Case(
+        Code.IDENTITY_ALWAYS,
+        target_of(move(), columns=(required("id", identity="always"), column("amount", "numeric"))),
+        target_of(move(), columns=(required("id", identity="default"), column("amount", "numeric"))),
+    ),
+    "a key with a sequence": Case(
+        Code.SEQUENCE_BEHIND,
+        target_of(move(), columns=(required("id", has_default=True), column("amount", "numeric"))),
+        target_of(move(), columns=(required("id"), column("amount", "numeric", has_default=True))),
+        ("id",),
+    ),
+    "an identity with a sequence": Case(
+        Code.SEQUENCE_BEHIND,
+        target_of(move(), columns=(required("id", identity="default"), column("amount", "numeric"))),
+        move(),
+    ),
+    "newest() of a column that is not there": Case(
+        Code.NEWEST_COLUMN, newest(required("changed")), newest(required("updated")), ("does not exist",)
+    ),
+    "newest() of a column that the job does not write": Case(
+        Code.NEWEST_COLUMN,
+        newest(column("updated"), columns={"id": "id"}),
+        newest(column("updated"), columns={"id": "id", "updated": "now()"}),
+        ("not written",),
+    ),
+    "newest() of a nullable column": Case(
+        Code.NEWEST_NULLABLE, newest(column("updated")), newest(required("updated")), ("updated",)
+    ),
+    "an expression that the server rejects": Case(
+        Code.EXPRESSION_INVALID,
+        filling("amuont", error='column "amuont" does not exist'),
+        filling("amount"),
+        ("set.cents", "amuont"),
+    ),
+    "a where that is no condition": Case(
+        Code.EXPRESSION_INVALID,
+        where("amount", type_name="numeric"),
+        where("amount > 0", type_name="boolean"),
+        ("where",),
+    ),
+    "a value that is wider than its column": Case(
+        Code.EXPRESSION_TYPE,
+        filling("amount", identifiers=frozenset({"amount"}), type_name="numeric", written=column("cents", "bigint")),
+        filling("amount", identifiers=frozenset({"amount"}), type_name="integer", written=column("cents", "bigint")),
+        ("numeric", "::bigint"),
+    ),
+    "a value that may be too long, and a constant that the server has tried": Case(
+        Code.EXPRESSION_TYPE,
+        filling(
+            "f(x)", identifiers=frozenset({"x"}), type_name="text", written=column("cents", "character varying(3)")
+        ),
+        filling("'abc'", type_name="text", written=column("cents", "character varying(3)")),
+    ),
+    "a function that gives several rows": Case(
+        Code.EXPRESSION_NOT_SCALAR,
+        filling("unnest(tags)", not_scalar=frozenset({"unnest"})),
+        filling("lower(tag)", functions=frozenset({"lower"})),
+        ("unnest()",),
+    ),
+    "a copied column that is different each time": Case(
+        Code.EXPRESSION_VOLATILE,
+        move(expressions=(expression("random()", place="columns.amount", volatile=frozenset({"random"})),)),
+        move(expressions=(expression("abs(amount)", place="columns.amount", functions=frozenset({"abs"})),)),
+        ("random()", "columns.amount"),
+    ),
+    "a where that is different each time": Case(
+        Code.PREDICATE_VOLATILE,
+        where("random() < 0.1", volatile=frozenset({"random"})),
+        where("created < now()", functions=frozenset({"now"})),
+        ("random()",),
+    ),
+    "a set that reads what it writes": Case(
+        Code.DONE_REQUIRED,
+        filling("cents + 1", identifiers=frozenset({"cents"})),
+        filling("cents + 1", identifiers=frozenset({"cents"}), done="marked"),
+        ("set.cents reads cents",),
+    ),
+    "a set that reads its whole row": Case(
+        Code.DONE_REQUIRED,
+        filling("to_jsonb(orders)", identifiers=frozenset({"to_jsonb", "orders"})),
+        filling("orders.amount + 1", identifiers=frozenset({"orders", "amount"})),
+        ("cents",),
+    ),
+    "a set that is different each time": Case(
+        Code.DONE_REQUIRED,
+        filling("gen_random_uuid()", volatile=frozenset({"gen_random_uuid"})),
+        filling("gen_random_uuid()", volatile=frozenset({"gen_random_uuid"}), done="cents is not null"),
+        ("gen_random_uuid()",),
+    ),
+    "a set of columns that are never null": Case(
+        Code.DONE_REQUIRED,
+        filling("1", written=required("cents")),
+        filling("1", written=required("cents"), done="cents > 0"),
+        ("NOT NULL", "change nothing"),
+    ),
+    "a set of a column with a default": Case(
+        Code.DONE_SKIPS_DEFAULTS,
+        filling("1", written=column("cents", has_default=True)),
+        filling("1", written=column("cents")),
+        ("cents",),
+    ),
+    "a done that the server rejects": Case(
+        Code.DONE_INVALID, done("x >", error="syntax error"), done("x", type_name="boolean"), ("syntax error",)
+    ),
+    "a done that is no condition": Case(
+        Code.DONE_INVALID, done("cents", type_name="int8"), done("cents > 0", type_name="bool"), ("int8",)
+    ),
+    "a source that nobody listens to": Case(
+        Code.DUAL_WRITE_MISSING,
+        source_of(move(), triggers=(trigger("t", on="insert update"),)),
+        move(),
+        ("DELETE",),
+    ),
+    "a table in place whose new rows nobody fills": Case(
+        Code.DUAL_WRITE_MISSING,
+        source_of(fill(), triggers=(trigger("t", on="insert", before=False),)),
+        fill(),
+        ("cents",),
+    ),
+    "a dual-write trigger that is disabled": Case(
+        Code.DUAL_WRITE_MISSING,
+        source_of(fill(), triggers=(trigger("t", on="insert", enabled=False),)),
+        fill(),
+    ),
+    "deletes that are declared not to happen": Case(
+        Code.DELETES_UNGUARDED, move(spec=copy_spec(deletes=Deletes.NONE)), move(), ("public.orders",)
+    ),
+    "a role that may not update": Case(
+        Code.PRIVILEGES,
+        source_of(fill(), privileges=frozenset({"SELECT"})),
+        source_of(fill(), privileges=frozenset({"SELECT", "UPDATE"})),
+        ("worker lacks UPDATE on public.orders", "backfill grants"),
+    ),
+    "a role that may not insert into the target": Case(
+        Code.PRIVILEGES,
+        target_of(move(), privileges=frozenset({"SELECT", "UPDATE", "DELETE"})),
+        source_of(move(), privileges=frozenset({"SELECT"})),
+        ("INSERT",),
+    ),
+    "a role that may not delete, in a guarded job": Case(
+        Code.PRIVILEGES,
+        target_of(move(), privileges=frozenset({"SELECT", "INSERT"})),
+        target_of(move(spec=copy_spec(deletes=Deletes.NONE)), privileges=frozenset({"SELECT", "INSERT"})),
+        ("DELETE",),
+    ),
+    "a superuser": Case(
+        Code.SUPERUSER,
+        fill(source_server=AnyServer(is_superuser=True, user="postgres")),
+        fill(source_server=AnyServer(is_superuser=True), spec=spec(set={"cents": "1"}, role="worker")),
+        ("postgres",),
+    ),
+    "a target server that is a standby": Case(
+        Code.READ_ONLY_SERVER, move(Mode.COPY, target_server=AnyServer(in_recovery=True)), move(Mode.COPY), ("target",)
+    ),
+    "a server that is too old": Case(
+        Code.SERVER_VERSION,
+        fill(source_server=AnyServer(version_num=130014)),
+        fill(source_server=AnyServer(version_num=140000)),
+        ("PostgreSQL 13",),
+    ),
+    "a server that nobody has tried": Case(
+        Code.SERVER_UNTESTED,
+        fill(source_server=AnyServer(version_num=190000)),
+        fill(source_server=AnyServer(version_num=180003)),
+        ("PostgreSQL 19",),
+    ),
+    "a table that was never analysed": Case(
+        Code.STATISTICS_MISSING, source_of(fill(), rows=-1.0), source_of(fill(), rows=0.0), ("ANALYZE public.orders",)
+    ),
+    "a chunk query that scans the table": Case(
+        Code.PLAN_SCANS_TABLE, plan(scans_table=True, node_types=("Seq Scan",)), plan(), ("the chunk query", "Seq Scan")
+    ),
+    "a chunk query that is forced to the index": Case(
+        Code.PLAN_FORCED, plan(scans_table=True, forced=True), plan(), ("pkey",)
+    ),
+    "keys that sort otherwise in the target": Case(
+        Code.COLLATIONS_DIFFER, text_key("icu de 153.14"), text_key("libc en_US.UTF-8 2.36"), ("icu de 153.14",)
+    ),
+    "a column without a binary form": Case(
+        Code.BINARY_COPY_IMPOSSIBLE,
+        target_of(move(Mode.COPY), columns=(required("id"), column("amount", "numeric", binary_portable=False))),
+        target_of(move(Mode.INSERT), columns=(required("id"), column("amount", "numeric", binary_portable=False))),
+        ("amount",),
+    ),
+    "a set column that is indexed": Case(
+        Code.HOT_UPDATES,
+        source_of(fill(), indexes=(primary("id"), index("by_cents", "cents", unique=False))),
+        source_of(fill(), indexes=(primary("id"), index("by_amount", "amount", unique=False))),
+        ("by_cents", "2 indexes"),
+    ),
+    "a large table with full pages": Case(
+        Code.FILLFACTOR, source_of(fill(), heap_bytes=GIB), source_of(fill(), heap_bytes=GIB, fillfactor=45), ("100",)
+    ),
+    "a large table that will grow": Case(
+        Code.GROWTH, source_of(fill(), heap_bytes=GIB, index_bytes=GIB // 4), fill(), ("1.0 GiB", "256 MiB")
+    ),
+    "an accepted code that does not exist": Case(
+        Code.ACCEPT_UNKNOWN,
+        fill(spec=spec(set={"cents": "1"}, accept=("TRIGERS_ON_SOURCE",))),
+        fill(spec=spec(set={"cents": "1"}, accept=("TRIGGERS_ON_SOURCE", "SUPERUSER"))),
+        ("TRIGERS_ON_SOURCE", "did you mean TRIGGERS_ON_SOURCE?"),
+    ),
+    "an accepted code that cannot be accepted": Case(
+        Code.ACCEPT_UNKNOWN, fill(spec=spec(set={"cents": "1"}, accept=("NO_KEY",))), fill(), ("cannot be accepted",)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_the_finding_appears_with_its_cause_and_not_without(case: Case):
+    seen = found(case.guilty, case.code)
+    assert seen is not None, [f.code for f in preflight(case.guilty)]
+    assert found(case.innocent, case.code) is None
+    assert seen.severity is CATALOGUE[case.code].severity
+    for word in case.words:
+        assert word in f"{seen.message}\n{seen.remedy}"
+
+
+def test_every_code_has_a_case():
+    assert {case.code for case in CASES.values()} == set(Code)
+
+
+@pytest.mark.parametrize("facts", [fill(), move(), move(Mode.COPY)], ids=["in place", "insert", "copy"])
+def test_a_sound_job_has_no_findings(facts: PreflightFacts):
+    assert preflight(facts) == ()
+
+
+DECISIONS: dict[str, Callable[[tuple[str, ...]], PreflightFacts]] = {
+    "TRIGGERS_ON_TARGET": lambda accept: target_of(
+        move(spec=copy_spec(accept=accept)), triggers=(trigger("t", on="insert"),)
+    ),
+    "TRIGGERS_ON_SOURCE": lambda accept: source_of(
+        fill(spec=spec(set={"cents": "1"}, accept=accept)), triggers=(trigger("t", on="update"),)
+    ),
+    "FOREIGN_KEYS": lambda accept: target_of(
+        move(spec=copy_spec(accept=accept)), foreign_keys=foreign_key(outgoing=True)
+    ),
+    "RULES": lambda accept: target_of(move(spec=copy_spec(accept=accept)), rules=("r",)),
+    "INHERITANCE": lambda accept: source_of(move(spec=copy_spec(accept=accept)), inheritance_children=1),
+}
+
+
+@pytest.mark.parametrize("code", DECISIONS)
+def test_a_decision_refuses_until_it_is_accepted(code: str):
+    refused = found(DECISIONS[code](()), code)
+    assert refused is not None
+    assert refused.severity is Severity.REFUSE
+    assert f"accept: [{code}]" in refused.remedy
+    accepted = found(DECISIONS[code]((code,)), code)
+    assert accepted is not None
+    assert accepted.severity is Severity.WARN
+    assert "accepted" in accepted.message
+    assert refusals(preflight(DECISIONS[code]((code,)))) == ()
+
+
+def test_the_decisions_are_the_acceptable_codes():
+    assert set(DECISIONS) == {code for code, entry in CATALOGUE.items() if entry.acceptable}
+
+
+def test_what_cannot_be_right_refuses_even_when_accepted():
+    facts = source_of(fill(spec=spec(set={"cents": "1"}, accept=("NO_KEY",))), indexes=())
+    assert [f.code for f in refusals(preflight(facts))] == ["NO_KEY"]
+
+
+def test_refusals_come_first_and_advice_last():
+    facts = source_of(fill(source_server=AnyServer(is_superuser=True)), indexes=(), rows=-1.0)
+    assert [f.severity for f in preflight(facts)] == [Severity.REFUSE, Severity.WARN, Severity.ADVISE]
+
+
+def test_findings_are_the_same_each_time_and_none_is_said_twice():
+    facts = source_of(move(Mode.INSERT), inheritance_children=1)
+    facts = replace(facts, target=facts.source)
+    seen = preflight(facts)
+    assert seen == preflight(facts)
+    assert len(set(seen)) == len(seen)
+
+
+def test_one_server_for_both_tables_is_judged_once_and_two_are_judged_each():
+    same = AnyServer(is_superuser=True)
+    assert [f.code for f in preflight(move(source_server=same, target_server=same))] == ["SUPERUSER"]
+    each = move(Mode.COPY, source_server=same, target_server=AnyServer(is_superuser=True))
+    assert [f.code for f in preflight(each)] == ["SUPERUSER", "SUPERUSER"]
+
+
+def test_a_standby_is_refused_as_source_too():
+    seen = found(move(Mode.COPY, source_server=AnyServer(in_recovery=True)), "READ_ONLY_SERVER")
+    assert seen is not None
+    assert "the source server" in seen.message
+
+
+def test_a_column_of_the_tables_own_name_is_not_the_row():
+    facts = fill(
+        spec=spec(set={"cents": "orders"}),
+        expressions=(expression("orders", place="set.cents", identifiers=frozenset({"orders"})),),
+    )
+    assert found(facts, "DONE_REQUIRED") is not None
+    with_column = source_of(facts, columns=(*facts.source.columns, column("orders")))
+    assert found(with_column, "DONE_REQUIRED") is None
+
+
+def test_the_role_of_the_spec_is_the_one_that_lacks_privileges():
+    facts = source_of(fill(spec=spec(set={"cents": "1"}, role="mover")), privileges=frozenset())
+    seen = found(facts, "PRIVILEGES")
+    assert seen is not None
+    assert seen.message == "role mover lacks SELECT, UPDATE on public.orders"
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [("KEEP", "stay as they are"), ("REPLACE", "overwritten"), ("NEWEST", "newer"), ("FAIL", "stops the job")],
+)
+def test_rows_in_the_target_are_told_their_fate(policy: str, words: str):
+    facts = move(spec=copy_spec(on_conflict=conflict(ConflictPolicy[policy], "amount")), target_has_rows=True)
+    seen = found(facts, "TARGET_HAS_ROWS")
+    assert seen is not None
+    assert words in seen.message
+
+
+def test_privileges_are_the_least_that_do():
+    assert required_privileges(spec(set={"a": "1"}), Mode.UPDATE) == ({"SELECT", "UPDATE"}, set())
+    plain = copy_spec(deletes=Deletes.NONE)
+    assert required_privileges(plain, Mode.COPY) == ({"SELECT"}, {"SELECT", "INSERT"})
+    replacing = copy_spec(deletes=Deletes.NONE, on_conflict=conflict(ConflictPolicy.REPLACE))
+    assert required_privileges(replacing, Mode.INSERT) == ({"SELECT"}, {"SELECT", "INSERT", "UPDATE"})
+    assert required_privileges(copy_spec(), Mode.INSERT)[1] == {"SELECT", "INSERT", "UPDATE", "DELETE"}
