@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import asyncpg
 
@@ -44,6 +44,9 @@ class Connection:
         self.label = label  # host:port/database
         self.user_search_path = search_path  # what the role would have without our pinned one: resolves bare names
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._aborted = False
+        self._transport: asyncio.Transport = raw._transport  # type: ignore[attr-defined]  # noqa: SLF001 - no other way
+        self._flow = cast(asyncio.BaseProtocol, self._transport.get_protocol())
         raw.add_termination_listener(self._on_termination)
 
     # -- statements --------------------------------------------------------------------------------------------------
@@ -145,9 +148,10 @@ class Connection:
         if (table is None) == (temp_name is None):
             raise ValueError("exactly one of table and temp_name")
         schema, name = (table.schema, table.name) if table is not None else ("pg_temp", str(temp_name))
+        guarded = _Guarded(source, self._lost)
         copying = asyncio.ensure_future(
             self.raw.copy_to_table(
-                name, schema_name=schema, columns=list(columns), source=source, format=_format(binary=binary)
+                name, schema_name=schema, columns=list(columns), source=guarded, format=_format(binary=binary)
             )
         )
         try:
@@ -158,10 +162,17 @@ class Connection:
             await asyncio.gather(copying, return_exceptions=True)
             raise
         if not copying.done():
-            self.abort()
+            if guarded.is_waiting:
+                copying.cancel()
+            else:
+                self._flow.resume_writing()
+            await asyncio.wait((copying,), timeout=RECOVERY_DEADLINE_S)
             copying.cancel()
-            await asyncio.gather(copying, return_exceptions=True)
-            raise ConnectionLost(f"the session with {self.label} ended in the middle of COPY")
+        if self._lost.done():
+            reason = (await asyncio.gather(copying, return_exceptions=True))[0]
+            if isinstance(reason, int | str):
+                return _rows(reason)
+            raise ConnectionLost(f"the session with {self.label} ended in the middle of COPY") from reason
         try:
             return _rows(copying.result())
         except Exception:
@@ -195,16 +206,19 @@ class Connection:
     @property
     def is_closed(self) -> bool:
         """True when the session has ended, whoever ended it."""
-        return self.raw.is_closed()
+        return self._aborted or self.raw.is_closed()
 
     async def wait_closed(self) -> None:
         """Return when the session has ended, whoever ended it."""
         await asyncio.shield(self._lost)
 
     def abort(self) -> None:
-        """Drop the socket now, without waiting for anything; the server rolls back when it notices."""
-        self.raw.terminate()
-        self._on_termination(self.raw)
+        """Drop the socket now, without waiting for anything; the server rolls back when it notices.
+
+        Not by asyncpg's ``terminate``, which pulls the transport from under a running COPY.
+        """
+        self._aborted = True
+        self._transport.abort()
 
     async def close(self) -> None:
         """Say goodbye, for at most ``CLOSE_DEADLINE_S``; then drop the socket.  Never raises but when cancelled."""
@@ -221,6 +235,31 @@ class Connection:
     def _on_termination(self, _connection: object) -> None:
         if not self._lost.done():
             self._lost.set_result(None)
+
+
+class _Guarded:
+    """The source of a COPY IN, which ends by itself when the session is lost."""
+
+    def __init__(self, source: AsyncIterable[bytes], lost: asyncio.Future[None]) -> None:
+        self._iterator = aiter(source)
+        self._lost = lost
+        self.is_waiting = False
+
+    def __aiter__(self) -> _Guarded:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._lost.done():
+            raise StopAsyncIteration
+        self.is_waiting = True
+        try:
+            return await anext(self._iterator)
+        except asyncio.CancelledError:
+            if self._lost.done():
+                raise StopAsyncIteration from None
+            raise
+        finally:
+            self.is_waiting = False
 
 
 def _format(*, binary: bool) -> Literal["binary", "text"]:

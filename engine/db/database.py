@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
@@ -18,6 +18,7 @@ from engine.db.connection import Connection
 from engine.db.dsn import Host, Options, read_dsn
 from engine.db.refusal import NotThisHost, refusal
 from engine.db.server import PIN_SEARCH_PATH, PROBE, Server, capabilities_of, product_of
+from engine.db.transport import TolerantLoop
 from engine.errors import CannotConnect
 from engine.model import Backend, Side
 from engine.sql import ident
@@ -120,6 +121,7 @@ class Database:
                 timeout=self.options.connect_timeout_s,
                 server_settings=settings,
                 target_session_attrs=SessionAttribute(attributes),
+                loop=cast(asyncio.AbstractEventLoop, TolerantLoop()),
             )
         except Exception as error:
             raise refusal(error, label=label, user=self.options.user) from error

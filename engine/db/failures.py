@@ -215,9 +215,10 @@ def _refused(error: CannotConnect, *, show_rows: bool) -> Failure:
     """Nobody let us in: the server's reason decides; without one it may be there again later."""
     cause = _server_error(error)
     if cause is None:
-        unreachable = error.sqlstate is None and isinstance(error.__cause__, OSError) and not _is_tls(error.__cause__)
-        action = Action.WAIT if unreachable else Action.STOP
-        return Failure(action, CONNECTION_FAILURE if unreachable else "", error.message, hint=error.hint, lost=True)
+        absent = isinstance(error.__cause__, OSError | asyncpg.exceptions.TargetServerAttributeNotMatched)
+        hopeless = error.sqlstate is not None or isinstance(error.__cause__, ssl.SSLError)
+        action = Action.WAIT if absent and not hopeless else Action.STOP
+        return Failure(action, error.sqlstate or CONNECTION_FAILURE, error.message, hint=error.hint, lost=True)
     spoken = _spoken(cause, lost=True, show_rows=show_rows)
     # Shot down while being let in: a server that is going down, not a person.
     action = Action.WAIT if spoken.action in (Action.PAUSE, Action.RECONNECT) else spoken.action
@@ -247,10 +248,6 @@ def _is_loss(error: BaseException) -> bool:
         # DataError: a parameter of ours does not fit; that is a bug, not a loss.
         return not isinstance(error, ValueError)
     return isinstance(error, OSError)  # TimeoutError and ConnectionError are among them
-
-
-def _is_tls(error: BaseException | None) -> bool:
-    return isinstance(error, ssl.SSLError)
 
 
 def _loss_message(error: BaseException) -> str:

@@ -21,6 +21,7 @@ _HINTS: Final = {
     "42704": "PostgreSQL 14 or newer is needed, without a pooler in between",
     "22023": "a setting or role of the session is not accepted by the server",
 }
+UNABLE_TO_CONNECT: Final = "08001"  # our own, where trying again cannot help
 # Another host of the list may do better; anything else would be the same there.
 _NEXT_HOST_SQLSTATES: Final = ("57P03", "57P01", "57P02", "53300")
 
@@ -70,6 +71,7 @@ def _unreachable(error: Exception, label: str) -> CannotConnect:
         return CannotConnect(
             f"{label}: the server does not speak TLS",
             hint="hosts other than this machine are verified (sslmode=verify-full); sslmode=disable sends plain text",
+            sqlstate=UNABLE_TO_CONNECT,
         )
     if isinstance(error, OSError):
         return CannotConnect(f"{label}: {error.strerror or type(error).__name__}")

@@ -8,6 +8,8 @@ stands in between.  An explicit ``sslmode`` always wins.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -44,31 +46,37 @@ def _context(mode: str, tls: Tls) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     root = tls.root_cert or _own_file("root.crt")
     context.check_hostname = mode == "verify-full"
-    try:
-        if root and root != _SYSTEM_STORE:
+    crl = tls.crl or _own_file("root.crl")
+    cert = tls.cert or _own_file("postgresql.crt")
+    if root and root != _SYSTEM_STORE:
+        with _using(root):
             context.load_verify_locations(cafile=root)
-        elif mode == "require" and not root:
-            # As libpq: "require" without an authority encrypts, and trusts whoever answers.
-            context.verify_mode = ssl.CERT_NONE
-        else:
-            context.load_default_certs()
-        crl = tls.crl or _own_file("root.crl")
-        if crl:
+    elif mode == "require" and not root:
+        # As libpq: "require" without an authority encrypts, and trusts whoever answers.
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context.load_default_certs()
+    if crl:
+        with _using(crl):
             context.load_verify_locations(cafile=crl)
-            context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
-        cert = tls.cert or _own_file("postgresql.crt")
-        if cert:
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
+    if cert:
+        with _using(cert):
             key = tls.key or _own_file("postgresql.key") or None
             # A callable, so that a missing pass phrase fails instead of asking on the terminal.
             context.load_cert_chain(cert, key, password=lambda: tls.key_password)
-    except OSError as error:  # ssl.SSLError is one
-        name = getattr(error, "filename", None) or "a certificate or key file"
-        reason = error.strerror or type(error).__name__
-        raise UsageError(f"TLS: {name} cannot be used: {reason}") from None
     context.minimum_version = _version(tls.min_version, ssl.TLSVersion.TLSv1_2)
     context.maximum_version = _version(tls.max_version, ssl.TLSVersion.MAXIMUM_SUPPORTED)
     context.set_alpn_protocols(["postgresql"])
     return context
+
+
+@contextmanager
+def _using(file: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # ssl.SSLError is one
+        raise UsageError(f"TLS: {file} cannot be used: {error.strerror or type(error).__name__}") from None
 
 
 def _version(text: str, default: ssl.TLSVersion) -> ssl.TLSVersion:

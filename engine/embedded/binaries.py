@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,7 +47,7 @@ def find_binaries(major: int) -> Path:
 
 
 def within_reach(binaries: Path, account: Account, folder: Path) -> Path:
-    """``binaries`` if the account can run them, else the folder of a copy of the installation below ``folder``.
+    """``binaries`` if the account can run them, else their place in a copy of the installation below ``folder``.
 
     A checkout under ``/root`` is the usual reason: nobody else may enter it, and that is not ours to change.
     """
@@ -55,12 +56,27 @@ def within_reach(binaries: Path, account: Account, folder: Path) -> Path:
     installation = binaries.parent
     package = installation.parent
     copy = folder / "programs"
-    shutil.copytree(installation, copy / package.name / installation.name, symlinks=True)
+    shutil.rmtree(copy, ignore_errors=True)  # of an earlier server in this folder, perhaps of another release
+    shutil.copytree(installation, copy / package.name / installation.name, symlinks=True, copy_function=_share)
     libraries = package.with_name(LIBRARIES)
     if libraries.is_dir():
-        shutil.copytree(libraries, copy / LIBRARIES, symlinks=True)
+        shutil.copytree(libraries, copy / LIBRARIES, symlinks=True, copy_function=_share)
     for path in (copy, *copy.rglob("*")):
-        if not path.is_symlink():
-            path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
-            account.own(path)
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o755)
+            account.own(path)  # so that the account can remove it all
     return copy / package.name / installation.name / "bin"
+
+
+def _share(source: str, copy: str) -> None:
+    """A second name for a file that everybody may use as its owner does; else a copy that everybody may."""
+    mode = Path(source).stat().st_mode
+    if mode & 0o004 and bool(mode & 0o001) == bool(mode & 0o100):
+        try:
+            os.link(source, copy)
+        except OSError:
+            pass  # on another file system
+        else:
+            return
+    shutil.copy2(source, copy)
+    Path(copy).chmod(0o755 if mode & 0o100 else 0o644)

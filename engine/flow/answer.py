@@ -22,4 +22,4 @@ async def answer(steps: Steps[Result], connection: Connection, table: TableName,
             result: Result = end.value
             return result
         asked = statement(question, table, key)
-        reply = read(question, await connection.fetch(asked.sql, *asked.args))
+        reply = read(question, [tuple(row) for row in await connection.fetch(asked.sql, *asked.args)])

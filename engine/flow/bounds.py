@@ -150,7 +150,6 @@ class Bounds:
         if ahead is not None:
             await _cancel(ahead)
 
-
     def moved(self, bound: Bound, rows: int) -> None:
         """A chunk is done: arithmetic goes on only where its ids were rows."""
         if bound.by_arithmetic and rows < SPARSE * bound.scanned:

@@ -228,7 +228,5 @@ async def rows_behind(job: JobRecord, ledger: Ledger, prepared: Prepared, sides:
     if not spans:
         return (SpanBounds(None, last, 1.0),)
     end = _chained(spans)[-1].hi
-    beyond = not await connection.fetch(
-        disordered(prepared.key.columns), key_list([end]), key_list([last]), [False]
-    )
+    beyond = not await connection.fetch(disordered(prepared.key.columns), key_list([end]), key_list([last]), [False])
     return (SpanBounds(end, last, max(1.0, prepared.plan.space.rows_between(end, last))),) if beyond else ()

@@ -78,7 +78,8 @@ class Inspection:
         refused = refusals(self.findings)
         if refused:
             raise PreflightRefused(refused)
-        assert self.key is not None and self.plan is not None, "preflight refuses a table without a key"
+        assert self.key is not None, "preflight refuses a table without a key"
+        assert self.plan is not None
         return _prepared(self, self.key, self.plan)
 
 
@@ -309,9 +310,7 @@ def _with_hint(message: str, hint: str) -> str:
 # -- plans ----------------------------------------------------------------------------------------------------------
 
 
-async def _check_plans(
-    connection: Connection, source: Table, key: Key, plan: SpanPlan
-) -> tuple[PlanCheck, ...]:
+async def _check_plans(connection: Connection, source: Table, key: Key, plan: SpanPlan) -> tuple[PlanCheck, ...]:
     """EXPLAIN of the chunk's range as the chunk statement will have it: parameters that fold into constants."""
     if len(plan.spans) == 0 or plan.rows < SMALL_TABLE_ROWS or "SELECT" not in source.privileges:
         return ()
@@ -361,7 +360,8 @@ def _prepared(seen: Inspection, key: Key, plan: SpanPlan) -> Prepared:
     target = sweep_source = sweep_target = sweep_key = None
     binary = True
     if seen.target is not None:
-        assert seen.columns is not None and seen.arbiter is not None, "preflight refuses a target without an arbiter"
+        assert seen.columns is not None
+        assert seen.arbiter is not None, "preflight refuses a target without an arbiter"
         places = seen.columns.key_columns(key, seen.target)
         assert places is not None
         target_key = tuple(_key_column(place, theirs) for place, theirs in zip(places, key.columns, strict=True))
@@ -433,9 +433,7 @@ def _key_column(place: Column, ours: KeyColumn) -> KeyColumn:
     )
 
 
-def _sweep_shapes(
-    source: SourceShape, target: TargetShape, arbiter: Index
-) -> tuple[SourceShape, TargetShape, Key]:
+def _sweep_shapes(source: SourceShape, target: TargetShape, arbiter: Index) -> tuple[SourceShape, TargetShape, Key]:
     """The sweep pages the target by its own unique index, whatever order that has its columns in."""
     order = [arbiter.columns.index(c.name) for c in target.key]
     places = sorted(range(len(order)), key=lambda i: order[i])
@@ -461,4 +459,3 @@ def _row_bytes(table: Table, plan: SpanPlan) -> float:
     """Bytes per row as stored, TOAST included: what chunks of server-side movers are sized by."""
     rows = max(plan.rows, 1.0)
     return max(1.0, (table.heap_bytes + table.toast_bytes) / rows)
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -93,6 +94,7 @@ class Shared:
     clock: Clock
     rng: random.Random
     emit: Emit
+    check_schema: Callable[[], Awaitable[None]]  # raises SchemaDrift when a table changed under the job
     stop: Stop = field(default_factory=Stop)
     failure: BackfillError | None = None  # what stopped the job, when one of our workers met it
     rows: int = 0  # written by this process

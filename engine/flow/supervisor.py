@@ -17,7 +17,7 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -54,8 +54,6 @@ FOLLOW_S: Final = 1.0
 BARRIER_POLL_S: Final = 0.5
 CONTROL_PATIENCE_S: Final = 300.0
 """How long the ledger may be out of reach before this process gives up; its leases have long run out by then."""
-
-Call = Callable[[Ledger], Awaitable[Any]]
 
 _NO_DATABASE: Final = (Action.RECONNECT, Action.WAIT, Action.PAUSE)
 
@@ -97,6 +95,8 @@ class Supervisor:
         self._news = asyncio.Event()
         self._state: JobState | None = None
         self._waiting = ""
+        self._schema_turn = asyncio.Lock()
+        self._control_turn = asyncio.Lock()
         self._looks = AsyncLimiter(5, 1)  # a storm of notifications must not become a storm of queries
         self._status: JobStatus | None = None
 
@@ -187,34 +187,61 @@ class Supervisor:
 
     async def _work(self, job: JobRecord) -> BackfillError | None:
         """Follow the job through its states until it ends or we are to stop."""
+        lost_since: float | None = None
         while not self._drain.is_set:
             self._note_state(job)
-            match job.state:
-                case JobState.DONE:
-                    return None
-                case JobState.FAILED:
-                    return _recorded(job)
-                case JobState.CANCELLED:
-                    return HeldByOperator(
-                        f"job {job.name} was cancelled" + (f": {job.reason}" if job.reason else ""),
-                        state=job.state,
-                        hint="backfill restart begins it anew",
-                    )
-                case JobState.PAUSED:
-                    if not self._wait:
-                        return HeldByOperator(
-                            f"job {job.name} is paused" + (f": {job.reason}" if job.reason else ""),
-                            state=job.state,
-                            hint="backfill resume lets it go on",
-                        )
-                    self._say("paused" + (f": {job.reason}" if job.reason else ""))
-                    await self._for_news()
-                case JobState.PLANNED:
-                    await self._pass_start_barrier(job)
-                case _:
-                    await self._run_phase(job)
-            job = await self._look(job)
+            try:
+                ended, error = await self._live(job)
+                if ended:
+                    return error
+                job = await self._look(job)
+                lost_since = None
+            except Exception as trouble:
+                if isinstance(trouble, BackfillError) or classify(trouble).action not in _NO_DATABASE:
+                    raise
+                lost_since = self._clock.now() if lost_since is None else lost_since
+                await self._bear(trouble, lost_since)
         return None
+
+    async def _live(self, job: JobRecord) -> tuple[bool, BackfillError | None]:
+        """What the job's state asks of this process.  True with the error, if any, when there is nothing more to do."""
+        match job.state:
+            case JobState.DONE:
+                return True, None
+            case JobState.FAILED:
+                return True, _recorded(job)
+            case JobState.CANCELLED:
+                return True, HeldByOperator(
+                    f"job {job.name} was cancelled" + (f": {job.reason}" if job.reason else ""),
+                    state=job.state,
+                    hint="backfill restart begins it anew",
+                )
+            case JobState.PAUSED if not self._wait:
+                return True, HeldByOperator(
+                    f"job {job.name} is paused" + (f": {job.reason}" if job.reason else ""),
+                    state=job.state,
+                    hint="backfill resume lets it go on",
+                )
+            case JobState.PAUSED:
+                self._say("paused" + (f": {job.reason}" if job.reason else ""))
+                await self._for_news()
+            case JobState.PLANNED:
+                await self._pass_start_barrier(job)
+            case _:
+                await self._run_phase(job)
+        return False, None
+
+    async def _bear(self, trouble: Exception, since: float) -> None:
+        """A database is away.  Wait for it, but not for ever."""
+        if self._clock.now() - since > CONTROL_PATIENCE_S:
+            raise CannotConnect(
+                "a database of the job has been out of reach for too long",
+                hint="run the same command again when it is back: the job goes on where it was",
+            ) from trouble
+        self._say("a database of the job to come back")
+        await self._drain.pause(self._clock, jittered(FOLLOW_S, self._rng))
+        with suppress(Exception):
+            await self._reconnect_control()
 
     def _note_state(self, job: JobRecord) -> None:
         if job.state is not self._state:
@@ -223,7 +250,7 @@ class Supervisor:
 
     async def _look(self, job: JobRecord) -> JobRecord:
         async with self._looks:
-            return await self._on_control(lambda ledger: ledger.job(job.name))
+            return await self._need_ledger().job(job.name)
 
     async def _for_news(self) -> None:
         """Wait until somebody notifies, the poll is due, or we are to stop."""
@@ -282,8 +309,8 @@ class Supervisor:
         self._workers = [Worker(n + 1, shared, self._mover(job, phase, n + 1)) for n in range(self._workers_wanted)]
         self._everybody += [w.id for w in self._workers]
         helpers = [
-            asyncio.create_task(self._keep_leases(shared), name="leases"),
-            asyncio.create_task(self._follow(shared, phase), name="follow"),
+            asyncio.create_task(self._guarded(self._keep_leases(shared), shared), name="leases"),
+            asyncio.create_task(self._guarded(self._follow(shared, phase), shared), name="follow"),
         ]
         working = [asyncio.create_task(w.run(), name=w.name) for w in self._workers]
         try:
@@ -333,15 +360,22 @@ class Supervisor:
             clock=self._clock,
             rng=self._rng,
             emit=self._emit,
+            check_schema=lambda: self._check_schema(job),
             stop=stop,
         )
+
+    async def _check_schema(self, job: JobRecord) -> None:
+        """Before every claim and before the end: is the job still about the tables it was planned for?"""
+        async with self._schema_turn:
+            await opening.check_schema(self._need_ledger(), job, self._prepared, self._sides)
 
     def _mover(self, job: JobRecord, phase: Phase, number: int) -> Mover:
         prepared = self._prepared
         endpoints = prepared.endpoints
         purpose = f"w{number}"
         if phase is Phase.SWEEP:
-            assert prepared.sweep_source is not None and prepared.sweep_target is not None
+            assert prepared.sweep_source is not None
+            assert prepared.sweep_target is not None
             return SweepMover(
                 None if endpoints.is_one else endpoints.source,
                 endpoints.target,
@@ -362,7 +396,7 @@ class Supervisor:
                 prepared.row_bytes,
                 self._clock,
                 first=update_chunk(prepared.source, sets, done, first=True),
-                next=update_chunk(prepared.source, sets, done, first=False),
+                following=update_chunk(prepared.source, sets, done, first=False),
             )
         assert prepared.target is not None
         if prepared.mode is Mode.INSERT:
@@ -379,7 +413,7 @@ class Supervisor:
                 prepared.row_bytes,
                 self._clock,
                 first=first,
-                next=following,
+                following=following,
                 collided=(collided[0], collided[1]),
                 arbiters=prepared.arbiters,
             )
@@ -398,6 +432,7 @@ class Supervisor:
     async def _end_phase(self, job: JobRecord, phase: Phase) -> None:
         """No worker of ours found anything left.  The ledger decides whether the phase is over; one process acts."""
         ledger = self._need_ledger()
+        await self._check_schema(job)
         if phase is Phase.MOVE and self._prepared.sweeps:
             crashpoint("phase.before")
             spans = await self._plan_sweep()
@@ -427,7 +462,7 @@ class Supervisor:
         if isinstance(error, CannotConnect):
             raise error
         resumable = error.resumable if isinstance(error, Stopped) else True
-        await self._on_control(lambda ledger: ledger.fail(job.id, error, resumable=resumable))
+        await self._need_ledger().fail(job.id, error, resumable=resumable)
 
     # -- beside the workers -----------------------------------------------------------------------------------------
 
@@ -448,6 +483,16 @@ class Supervisor:
                 await self._mend_control(error)
             for worker in self._workers:
                 worker.abandon_if_expired()
+
+    async def _guarded(self, loop: Coroutine[Any, Any, None], shared: Shared) -> None:
+        """Workers must not go on when one of the loops beside them has died."""
+        try:
+            await loop
+        except Exception as error:
+            failure = classify(error)
+            shared.fail(
+                error if isinstance(error, BackfillError) else BackfillError(failure.message, hint=failure.hint)
+            )
 
     async def _beat(self, shared: Shared) -> None:
         beats = [w.heartbeat() for w in self._workers]
@@ -485,49 +530,31 @@ class Supervisor:
 
     async def _mend_control(self, error: Exception) -> None:
         """After trouble on the control connection: a new one, if it was the connection; else the error passes on."""
-        failure = classify(error)
-        if failure.action in (Action.RETRY, Action.SPLIT):
+        if isinstance(error, TimeoutError) and self._control is not None:
+            self._control.abort()  # half open, or stuck: either way of no more use
+        elif (action := classify(error).action) in (Action.RETRY, Action.SPLIT):
             return
-        if failure.action not in _NO_DATABASE and not isinstance(error, TimeoutError):
+        elif action not in _NO_DATABASE:
             raise error
         with suppress(Exception):
             await self._reconnect_control()
 
     async def _reconnect_control(self) -> None:
-        if self._control is not None:
-            self._control.abort()
-        for side, database in ((Side.TARGET, self._prepared.endpoints.target), (Side.SOURCE, self._prepared.endpoints.source)):
-            if side in self._sides:
-                self._sides[side].abort()
-                self._sides[side] = await database.connect("control")
-        self._control = self._sides[Side.TARGET]
-        self._ledger = Ledger(self._control)
-        await self._listen()
-
-    async def _on_control(self, call: Call) -> Any:
-        """A call on the ledger that survives a lost control connection for a while."""
-        began = self._clock.now()
-        while True:
-            try:
-                return await call(self._need_ledger())
-            except Exception as error:
-                if classify(error).action not in _NO_DATABASE:
-                    raise
-                if self._clock.now() - began > CONTROL_PATIENCE_S or self._drain.is_set:
-                    raise CannotConnect(
-                        "the ledger's database has been out of reach for too long",
-                        hint="run the same command again when it is back: the job goes on where it was",
-                    ) from error
-                self._say("the ledger's database to come back")
-                await self._drain.pause(self._clock, jittered(FOLLOW_S, self._rng))
-                with suppress(Exception):
-                    await self._reconnect_control()
+        endpoints = self._prepared.endpoints
+        async with self._control_turn:
+            for side, database in ((Side.SOURCE, endpoints.source), (Side.TARGET, endpoints.target)):
+                if side in self._sides and self._sides[side].is_closed:
+                    self._sides[side] = await database.connect("control")
+            if self._control is not self._sides[Side.TARGET]:
+                self._control = self._sides[Side.TARGET]
+                self._ledger = Ledger(self._control)
+                await self._listen()
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
     async def _result(self, began: float, resumed: bool, error: BackfillError | None) -> RunResult:
         name = self._prepared.spec.name
-        status = await self._on_control(lambda ledger: ledger.status(name))
+        status = await self._need_ledger().status(name)
         self._status = status
         return RunResult(
             job=name,

@@ -21,9 +21,9 @@ from typing import Final, NoReturn
 
 from engine.clock import jittered
 from engine.crashpoint import crashpoint
-from engine.db.failures import Action, Failure, classify
 from engine.db.backends import terminate_backends
-from engine.errors import BackfillError, BadRow, Stopped
+from engine.db.failures import Action, Failure, classify
+from engine.errors import BackfillError, BadRow, CannotConnect, Stopped
 from engine.events import ChunkCommitted, ChunkRetried, LeaseLost, SpanClaimed, SpanReleased
 from engine.flow.bounds import Bound, Bounds
 from engine.flow.movers import Mover
@@ -133,6 +133,7 @@ class Worker:
 
     async def _claim(self) -> Span | None:
         shared = self._shared
+        await shared.check_schema()
         crashpoint("claim.before")
         sent_at = shared.clock.now()
         claim = await self._ledger.claim(shared.job_id, self.id, self._mover.backends, shared.leases.lease_s)
@@ -270,9 +271,7 @@ class Worker:
         """The same span under the next epoch: from here on, whatever a lost connection still does is fenced."""
         shared = self._shared
         sent_at = shared.clock.now()
-        claim = await self._ledger.reclaim(
-            shared.job_id, span, self.id, self._mover.backends, shared.leases.lease_s
-        )
+        claim = await self._ledger.reclaim(shared.job_id, span, self.id, self._mover.backends, shared.leases.lease_s)
         if claim is None:
             self._lose(span)
         self._hold(claim.span, sent_at)
@@ -296,9 +295,7 @@ class Worker:
         except Exception:
             return  # its lease runs out by itself
         crashpoint("release.after")
-        self._shared.emit(
-            SpanReleased(job=self._shared.job, worker=self.name, span=span.id, finished=span.is_finished)
-        )
+        self._shared.emit(SpanReleased(job=self._shared.job, worker=self.name, span=span.id, finished=span.is_finished))
 
     # -- failures ---------------------------------------------------------------------------------------------------
 
@@ -308,7 +305,7 @@ class Worker:
         shared = self._shared
         if failure.action is Action.FENCED:
             return await self._reread(span)
-        if failure.action in (Action.RECONNECT, Action.PAUSE):
+        if failure.action in (Action.RECONNECT, Action.PAUSE, Action.WAIT):
             return await self._reconnect(span, failure)
         if failure.action in (Action.STOP, Action.CONFLICT):
             shared.fail(_as_stop(error, failure))
@@ -362,7 +359,8 @@ class Worker:
                 if failure.action not in (Action.RECONNECT, Action.WAIT, Action.PAUSE):
                     raise
                 if shared.clock.now() - began > PATIENCE_S:
-                    raise
+                    shared.fail(CannotConnect(failure.message, hint=failure.hint, sqlstate=failure.sqlstate))
+                    break
                 self.waiting = "server cannot be reached"
                 if await shared.stop.pause(shared.clock, jittered(delay_s, shared.rng)):
                     break
@@ -436,4 +434,6 @@ def _as_stop(error: Exception, failure: Failure) -> BackfillError:
     """The error that the job ends with: the rule that was broken, never the row that broke it."""
     if isinstance(error, BackfillError):
         return error
+    if not failure.sqlstate:
+        raise error  # no server said this: a mistake of ours, which must not pass for a bad row
     return BadRow(failure.message, hint=failure.hint, sqlstate=failure.sqlstate)

@@ -27,6 +27,8 @@ from engine.ledger.records import (
 )
 from engine.model import Backend, JobState, KeyValue, Mode, Phase, Span, SpanBounds
 
+Rows = list[Any]
+
 _UPGRADE_LOCK = 0x6261636B66696C6C  # "backfill" in ASCII: the advisory lock that serialises create and upgrade
 
 
@@ -300,7 +302,9 @@ class Ledger:
         async with self._transaction():
             await self.connection.fetchrow(queries()["lock_job"], job_id)
             row = await self.connection.fetchrow(queries()["lock_span"], job_id, span_id)
-            yield None if row is None else Split(self.connection, job_id, span_id, _key(row["cursor"]), tuple(row["hi"]))
+            yield (
+                None if row is None else Split(self.connection, job_id, span_id, _key(row["cursor"]), tuple(row["hi"]))
+            )
 
     # -- people ---------------------------------------------------------------------------------------------------
 
@@ -383,7 +387,7 @@ class Ledger:
         async with self._turn:
             return await self.connection.fetchrow(queries()[query], *args)
 
-    async def _rows(self, query: str, *args: Any) -> list[Any]:
+    async def _rows(self, query: str, *args: Any) -> Rows:
         async with self._turn:
             return await self.connection.fetch(queries()[query], *args)
 
@@ -438,7 +442,7 @@ def _json(backends: tuple[Backend, ...]) -> str:
     return json.dumps(backends_to_json(backends))
 
 
-def _key(value: list[str] | None) -> KeyValue | None:
+def _key(value: Sequence[str] | None) -> KeyValue | None:
     return None if value is None else tuple(value)
 
 

@@ -2,7 +2,7 @@
 
 The law, per committed chunk (T is the target time)::
 
-    rows *= T / p90(server time of recent chunks, each scaled to the present size), within 1.5 and 0.5
+    rows *= min(1.5, T / p90(server time of recent chunks, each scaled to the present size))
     more than 5 T:             rows / 10 if the last one was as slow (or there is none to compare with), else rows / 2
     a chunk that failed:       rows / 2, at once
 
@@ -30,7 +30,7 @@ RECENT: Final = 10
 
 PERCENTILE: Final = 0.9
 GROW_AT_MOST: Final = 1.5
-SHRINK_AT_MOST: Final = 0.5
+HALVE: Final = 0.5
 FAR_TOO_SLOW: Final = 5.0
 """Times the target from which a chunk counts as an accident rather than as a measurement."""
 
@@ -111,8 +111,7 @@ class ChunkSizer:
         self._seconds_per_row.append(at_this_size_s / self._size)
         # Several workers may share a sizer: what they started before the last step must not make further steps.
         largest = max(self._size, GROW_AT_MOST * scanned)
-        wanted = max(self._fitting(), self._size * SHRINK_AT_MOST)
-        self._resize(min(wanted, self._size * GROW_AT_MOST, largest))
+        self._resize(min(self._fitting(), self._size * GROW_AT_MOST, largest))
 
     def failed(self, *, split: bool = True) -> None:
         """A chunk was rolled back.  ``split``: it was too big (timeout, 40001, 40P01, out of memory), so half of it
@@ -120,7 +119,7 @@ class ChunkSizer:
         ``split``: it failed for reasons that have nothing to do with its size (connection lost); nothing changes.
         """
         if split:
-            half = max(1.0, self._size * SHRINK_AT_MOST)
+            half = max(1.0, self._size * HALVE)
             self._floor = min(self._floor, half)
             self._resize(half)
 
@@ -131,11 +130,12 @@ class ChunkSizer:
             self._seconds_per_row.clear()
             self._resize(self._size * COLLAPSE)
         else:
-            self._resize(self._size * SHRINK_AT_MOST)
+            self._resize(self._size * HALVE)
         self._last_was_far_too_slow = True
 
     def _fitting(self) -> float:
         """Rows that fit into the target at the 90th percentile of recent cost per row; infinite if that is nothing."""
+        # Rounded down: of few samples the slowest is left out too, or one outlier would rule the first ten chunks.
         ordered = sorted(self._seconds_per_row)
         slow = ordered[int(PERCENTILE * (len(ordered) - 1))]
         return self._target_s / slow if slow > 0 else math.inf

@@ -63,6 +63,11 @@ def kind_of(column: Column) -> str:
     return "enum" if column.enum_labels else _KINDS.get(column.category_oid, "opaque")
 
 
+def is_endless(column: KeyColumn, text: str) -> bool:
+    """True for infinities and NaN: values that stand apart from all others and tell nothing of their range."""
+    return column.kind not in ("text", "enum", "opaque") and text.lstrip("-").lower() in ("infinity", "nan")
+
+
 class Codec(Protocol):
     """Values of one column as codes, and back."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Final
 
 import numpy as np
@@ -100,6 +101,19 @@ class KeySpace:
         if inner.rows:
             self._inner[self._number(value)] = inner
 
+    def exclude(self, holes: Sequence[tuple[KeyValue, KeyValue]]) -> None:
+        """Take note that no key lies between the two of each pair: the rows around a hole move together.
+
+        Pairs of neighbouring keys, in order; one that is not a hole, or not in order, changes nothing.
+        """
+        if not self.rows:
+            return
+        open_ends = [(self._number(left[0]), self._number(right[0])) for left, right in holes]
+        numbers, along = to_numbers(self._curve), self._along.tolist()
+        points = _without_holes(numbers, along, [(left, right) for left, right in open_ends if left < right])
+        self._curve = to_codes([number for number, _ in points])
+        self._along = _scaled(np.array([count for _, count in points]), self.rows)
+
     def rows_with(self, value: str) -> float:
         """Estimated rows that have ``value`` in the leading column; 0 where nothing is known of it."""
         below, upto = self._locate(value)
@@ -183,10 +197,10 @@ class KeySpace:
         """True unless the second key's leading value seems to come before the first's."""
         return self._number(first[0]) <= self._number(second[0])
 
-    def between(self, lo: KeyValue, hi: KeyValue, parts: int) -> list[KeyValue]:
-        """Leading values that cut the way from ``lo`` to ``hi`` into equal steps, whatever the rows."""
+    def between(self, lo: KeyValue, hi: KeyValue, shares: Sequence[float]) -> list[KeyValue]:
+        """Leading values at these shares (0..1) of the way from ``lo`` to ``hi``, whatever the rows; none of the two."""
         first, last = self._number(lo[0]), self._number(hi[0])
-        numbers = sorted({first + (last - first) * i // parts for i in range(1, parts)} - {first, last})
+        numbers = sorted({first + int((last - first) * Fraction(share)) for share in shares} - {first, last})
         return [(value,) for value in self._decode(to_codes(numbers))] if numbers else []
 
     def _rest(self) -> Key:
@@ -269,6 +283,33 @@ class KeySpace:
                 rows = shifted[-1][1]
                 low, high = shifted[0][0], shifted[-1][0]
                 self.refine(value, KeySpace(self._rest(), rows=rows, low=low, high=high, points=shifted))
+
+
+def _without_holes(
+    numbers: Sequence[int], along: Sequence[float], holes: Sequence[tuple[int, int]]
+) -> list[tuple[int, float]]:
+    """The curve through codes and row counts with each segment's rows spread over what is no hole in it."""
+    points = [(numbers[0], along[0])]
+    waiting = iter([*holes, (numbers[-1], numbers[-1])])
+    left, right = next(waiting)
+    for start, end, below, upto in zip(numbers, numbers[1:], along, along[1:], strict=False):
+        inside: list[tuple[int, int]] = []
+        while left < end:
+            from_, to = max(left, inside[-1][1] if inside else start), min(right, end)
+            if from_ < to:
+                inside.append((from_, to))
+            if right > end:  # the rest of this hole lies in the next segment
+                break
+            left, right = next(waiting)
+        settled = end - start - sum(to - from_ for from_, to in inside)
+        passed = start
+        rows = below
+        for from_, to in inside if settled > 0 else []:
+            rows += (upto - below) * ((from_ - passed) / settled)
+            points += [(from_, rows), (to, rows)]
+            passed = to
+        points.append((end, upto))
+    return points
 
 
 def _scaled(along: NDArray[np.float64], rows: float) -> NDArray[np.float64]:

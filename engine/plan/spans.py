@@ -14,7 +14,7 @@ from typing import Final
 
 from engine.model import Key, KeyValue, SpanBounds
 from engine.plan.keyspace import KeySpace, Point
-from engine.plan.questions import ColumnStatistics, Steps, ask_ends, ask_keys, ask_rows, ask_statistics
+from engine.plan.questions import ColumnStatistics, Steps, ask_ends, ask_keys, ask_rows, ask_samples, ask_statistics
 from engine.plan.survey import HEAVY_VALUES, PROBES_OF_PART, survey, survey_value
 
 ROWS_PER_SPAN: Final = 2_000_000
@@ -30,6 +30,12 @@ FEWEST_ROWS_PER_SPAN: Final = 50_000
 
 MOST_SPANS: Final = 4096
 """Each boundary is a probe while planning and each span a row of the ledger; stealing cuts finer where it matters."""
+
+LOOKS_FOR_HOLES: Final = 5
+"""Rounds of probing at the boundaries.  A bucket of the histogram does not say that all its rows lie at one end of it; the
+keys on both sides of a boundary do.  Each round finds one more of the widest holes in a bucket, as a rule."""
+
+MOST_SPANS_TO_LOOK_AT: Final = 512  # with more of them, one that is twice its size is still a small one
 
 _MISLEADING_SHARE: Final = 0.1  # of rows, spread without a histogram, from which on the index is probed instead
 
@@ -68,6 +74,8 @@ def plan_spans(key: Key, *, workers: int = 1, spans: int | None = None) -> Steps
         space = KeySpace(key, rows=1.0 if first == last else rows, low=first, high=last)
         return SpanPlan((SpanBounds(None, last, space.rows),), space, space.rows, first, last, "ends")
     space, basis = yield from _key_space(key, rows, first, last, count)
+    if count <= MOST_SPANS_TO_LOOK_AT and basis == "statistics":  # probes have seen the holes already
+        yield from _look_for_holes(space, count)
     found = yield from ask_keys(space.boundaries(count), last)
     bounds = [bound for bound in found if bound not in (first, last)]
     return SpanPlan(_tile(space, [*bounds, last]), space, space.rows, first, last, basis)
@@ -106,12 +114,21 @@ def _tail(key: Key, statistics: ColumnStatistics, first: KeyValue, last: KeyValu
     return (yield from survey(key, found[0], last, probes=PROBES_OF_PART)) if found else ()
 
 
+def _look_for_holes(space: KeySpace, spans: int) -> Steps[None]:
+    """Exclude from the key space the holes that boundaries would fall into."""
+    looked_at: set[KeyValue] = set()
+    for _ in range(LOOKS_FOR_HOLES):
+        guesses = [guess for guess in space.boundaries(spans) if guess not in looked_at]
+        looked_at.update(guesses)
+        samples = (yield from ask_samples(guesses, 1)) if guesses else ()
+        space.exclude([(s.before, s.at) for s in samples if s.before is not None and s.at is not None])
+
+
 def _look_into_heavy_values(space: KeySpace, statistics: ColumnStatistics, rows: float) -> Steps[None]:
     """Refine the key space inside leading values that have more than so many rows."""
-    heavy = sorted((-space.rows_with(value), value) for value, _ in statistics.common)
-    for negative_rows, value in heavy[:HEAVY_VALUES]:
-        if -negative_rows <= rows:
-            break
+    known = {value: space.rows_with(value) for value, _ in statistics.common}
+    heavy = sorted((value for value in known if known[value] > rows), key=lambda value: known[value], reverse=True)
+    for value in heavy[:HEAVY_VALUES]:
         points = yield from survey_value(space.key, value)
         if len(points) > 1:
             rest = Key(space.key.columns[1:], space.key.index)

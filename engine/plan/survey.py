@@ -9,19 +9,22 @@ where rows are, and none on the same gap twice.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from engine.model import Key, KeyValue
+from engine.plan.codes import is_endless
 from engine.plan.keyspace import KeySpace, Point
 from engine.plan.questions import Sample, Steps, ask_ends, ask_samples
 
 PROBES: Final = 256  # guesses for a whole table: enough for 128 stretches, each about 1 % of it
 PROBES_OF_PART: Final = 48  # for the rows of one heavy leading value, or those that came after the statistics
-PROBES_PER_ROUND: Final = 32
+PROBES_PER_ROUND: Final = 16
 STRIDE: Final = 32  # rows: densities are then right within 1/sqrt(32), 18 %, where keys come at random
+_MOST_ENDLESS: Final = 3  # -infinity or infinity and NaN, and one in reserve
 HEAVY_VALUES: Final = 64  # so many leading values at most are looked into
 
 
@@ -31,7 +34,7 @@ class _Stretch:
 
     start: KeyValue
     end: KeyValue
-    density: float | None = None  # rows per code of the leading column; None: not known
+    window: tuple[KeyValue, KeyValue] | None = None  # two keys a stride of rows apart, the nearest ones known
     few: float | None = None  # the number of rows, where it was found to be a stride or less
 
 
@@ -43,6 +46,34 @@ def survey(
     ``key`` describes the columns after the prefix; so do ``low``, ``high`` and the keys of the points.  Row counts are
     absolute, as far as the densities found go; they begin with 1 at ``low``.
     """
+    # Infinities at the ends say nothing of where the other rows are: step over them first.
+    lows: list[KeyValue] = []
+    highs: list[KeyValue] = []
+    while low != high and len(lows) < _MOST_ENDLESS and is_endless(key.columns[0], low[0]):
+        lows.append(low)
+        sample = yield from _ask(prefix, low)
+        low = sample.after or high
+    while low != high and len(highs) < _MOST_ENDLESS and is_endless(key.columns[0], high[0]):
+        highs.insert(0, high)
+        sample = yield from _ask(prefix, high)
+        high = sample.before or low
+    points = yield from _survey_finite(key, low, high, prefix, probes)
+    last = len(lows) + points[-1][1]
+    return [
+        *((end, i + 1.0) for i, end in enumerate(lows)),
+        *((between, len(lows) + count) for between, count in points),
+        *((end, last + i + 1.0) for i, end in enumerate(highs)),
+    ]
+
+
+def _ask(prefix: KeyValue, key: KeyValue) -> Steps[Sample]:
+    """The neighbours of one key."""
+    samples = yield from ask_samples([prefix + key], 1)
+    return _without(prefix, samples[0])
+
+
+def _survey_finite(key: Key, low: KeyValue, high: KeyValue, prefix: KeyValue, probes: int) -> Steps[list[Point]]:
+    """What ``survey`` does, between two finite keys."""
     stretches = [_Stretch(low, high)]
     heavy: dict[str, None] = {}
     spent = 0
@@ -111,11 +142,15 @@ def _wanted(space: KeySpace, stretches: Sequence[_Stretch], *, first: bool, limi
         whole = stretches[0]
         # The last leading value too: it may be one of those with most of the rows.
         last = [whole.end[:1]] if whole.end[0] != whole.start[0] else []
-        return {0: [whole.start, *space.between(whole.start, whole.end, limit - len(last)), *last]}
+        shares = [i / limit for i in range(1, limit)]
+        return {0: [whole.start, *space.between(whole.start, whole.end, shares), *last]}
     rows = _rows(space, stretches)
+    slopes = _slopes(space, stretches)
     open_ones = [i for i, s in enumerate(stretches) if s.few is None and s.start != s.end]
     largest = sorted(open_ones, key=lambda i: rows[i], reverse=True)[:limit]
-    return {i: space.between(stretches[i].start, stretches[i].end, 2) for i in sorted(largest)}
+    return {
+        i: space.between(stretches[i].start, stretches[i].end, [_middle_of_rows(*slopes[i])]) for i in sorted(largest)
+    }
 
 
 def _cut(space: KeySpace, stretch: _Stretch, samples: Sequence[Sample]) -> list[_Stretch]:
@@ -134,30 +169,56 @@ def _cut(space: KeySpace, stretch: _Stretch, samples: Sequence[Sample]) -> list[
             and space.rises(sample.at, rest.end)
         ):
             pieces.append(replace(rest, end=sample.before))
-            rest = _measured(space, _Stretch(sample.at, rest.end, rest.density), sample.after)
+            rest = _measured(space, _Stretch(sample.at, rest.end, rest.window), sample.after)
     return [*pieces, rest]
 
 
 def _measured(space: KeySpace, stretch: _Stretch, after: KeyValue | None) -> _Stretch:
-    """The stretch with the density at its start, given the key a stride of rows after it."""
+    """The stretch with what the key a stride of rows after its start tells."""
     if stretch.start == stretch.end:
         return replace(stretch, few=1.0)
     if after is None or not space.rises(after, stretch.end):
         return replace(stretch, few=STRIDE / 2)
-    width = space.code_width(stretch.start, after)
-    return replace(stretch, density=STRIDE / width) if width else stretch
+    return replace(stretch, window=(stretch.start, after))
+
+
+def _slopes(space: KeySpace, stretches: Sequence[_Stretch]) -> list[tuple[float, float]]:
+    """Rows per code at both ends of each stretch; what is found at the next one's start stands for the end.
+
+    Windows are kept as keys, since codes mean something else whenever the space is fitted to more of them.
+    """
+    densities = []
+    for stretch in stretches:
+        width = space.code_width(*stretch.window) if stretch.window else 0.0
+        densities.append(STRIDE / width if width else None)
+    usual = statistics.median([density for density in densities if density] or [1.0])
+    starts = [density or usual for density in densities]
+    return list(zip(starts, [*starts[1:], starts[-1]], strict=True))
+
+
+def _mean(start: float, end: float) -> float:
+    """The mean of a density that goes from one value to another by equal factors."""
+    return start if math.isclose(start, end) else (end - start) / math.log(end / start)
+
+
+def _middle_of_rows(start: float, end: float) -> float:
+    """Where, from 0 to 1, such a density has half of its rows behind it: near its dense end.
+
+    Keys crowd around one value as often as not; halving the distance to it would take a round for each bit.
+    """
+    if math.isclose(start, end):
+        return 0.5
+    return math.log((1 + end / start) / 2) / math.log(end / start)
 
 
 def _rows(space: KeySpace, stretches: Sequence[_Stretch]) -> list[float]:
     """Estimated rows of each stretch, the first key not counted."""
-    usual = statistics.median([s.density for s in stretches if s.density] or [1.0])
     result = []
-    for stretch in stretches:
+    for stretch, slope in zip(stretches, _slopes(space, stretches), strict=True):
         if stretch.start == stretch.end:
             result.append(0.0)
         else:
-            width = space.code_width(stretch.start, stretch.end)
-            result.append(max(1.0, stretch.few or width * (stretch.density or usual)))
+            result.append(max(1.0, stretch.few or space.code_width(stretch.start, stretch.end) * _mean(*slope)))
     return result
 
 

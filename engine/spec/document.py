@@ -31,6 +31,9 @@ _NULL: Final = re.compile(r"(?:~|null|Null|NULL)?\Z")
 _INTEGER: Final = re.compile(r"[-+]?[0-9]{1,18}\Z")
 _NUMBER: Final = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4})?\Z")
 _BOOLEANS: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+# YAML 1.1 folds these into a space inside of strings, JSON and YAML 1.2 keep them: neither is guessed.
+_SEPARATOR: Final = re.compile("[\x85\u2028\u2029]")
+_IMPOSSIBLE: Final = re.compile("[\0\ud800-\udfff]")
 _ECHOED_KEY: Final = re.compile(r"[^\W\d][\w .-]{0,62}\Z")
 
 
@@ -42,6 +45,7 @@ class Document:
     keys: dict[Path, Place] = field(default_factory=dict)
     values: dict[Path, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    _reported: set[str] = field(default_factory=set)
 
     def place_of(self, path: Path, *, key: bool = False) -> Place:
         """Where the value (or its key) at ``path`` stands, or the nearest thing around it; (0, 0) without a text."""
@@ -53,12 +57,17 @@ class Document:
 
     def has_problem(self, path: Path) -> bool:
         """True when something was reported at exactly ``path``: one mistake is one problem."""
-        return any(problem.path == path_text(path) for problem in self.problems)
+        return path_text(path) in self._reported
+
+    def add(self, problem: Problem) -> None:
+        """Add a problem whose place is known."""
+        self.problems.append(problem)
+        self._reported.add(problem.path)
 
     def report(self, path: Path, message: str, hint: str = "", *, key: bool = False) -> None:
         """Add a problem at ``path``: at its value, or at its ``key``."""
         line, column = self.place_of(path, key=key)
-        self.problems.append(Problem(path_text(path), message, hint, line, column))
+        self.add(Problem(path_text(path), message, hint, line, column))
 
 
 def path_text(path: Path) -> str:
@@ -76,6 +85,10 @@ def read_document(text: str) -> Document:
     """Parse YAML or JSON.  Never raises: what cannot be read is in ``problems``."""
     document = Document()
     reader = _Reader(document)
+    if separator := _SEPARATOR.search(text):
+        hint = f'write it as "\\u{ord(separator[0]):04x}" in double quotes'
+        document.add(Problem("", "holds an invisible line separator", hint, *_place_at(text, separator.start())))
+        return document
     try:
         events = yaml.parse(_tabs_as_spaces(text), Loader=yaml.SafeLoader)
         document.data = reader.read(events)
@@ -85,17 +98,16 @@ def read_document(text: str) -> Document:
         place = _place(error.problem_mark or error.context_mark)
         # The parser's own words name at most one character; its context would quote a line of the text.
         what = re.sub(r"['\"].*['\"]", "(…)", error.problem or "unreadable", flags=re.DOTALL)
-        document.problems.append(
+        document.add(
             Problem("", f"is not valid YAML or JSON: {what}", "check quotes, brackets and indentation here", *place)
         )
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        column = error.position - (text.rfind("\n", 0, error.position) + 1) + 1
-        document.problems.append(Problem("", "holds a control character", "remove it", line, column))
+        place = _place_at(text, error.position)
+        document.add(Problem("", "holds a control character", "remove it", *place))
     except (ValueError, OverflowError, yaml.YAMLError):
         # PyYAML lets some of these through, e.g. for "\U00110000".
         line, column = reader.last_place
-        document.problems.append(Problem("", "is not valid YAML or JSON after this place", "", line, column))
+        document.add(Problem("", "is not valid YAML or JSON after this place", "", line, column))
     return document
 
 
@@ -182,7 +194,7 @@ class _Reader:
         if key in parent.container:
             line, _ = self.document.keys[path]
             problem = Problem(path_text(path), "is given twice", f"first given in line {line}", *self.last_place)
-            self.document.problems.append(problem)
+            self.document.add(problem)
         else:
             self.document.keys[path] = self.last_place
 
@@ -203,23 +215,28 @@ class _Reader:
 
     def _well_formed(self, text: str, path: Path) -> str:
         """JSON writes characters beyond the basic plane as two halves; a half alone, or a NUL, no server takes."""
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if "\0" in text or "\ufffd" in text:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        if _IMPOSSIBLE.search(text):
             line, column = self.last_place
-            self.document.problems.append(
+            self.document.add(
                 Problem(path_text(path), "holds a NUL or half a character", "no database takes it", line, column)
             )
+            return _IMPOSSIBLE.sub("", text)
         return text
 
     def _refuse(self, message: str, hint: str) -> _Refused:
         line, column = self.last_place
         path = path_text(self._open[-1].path) if self._open else ""
-        self.document.problems.append(Problem(path, message, hint, line, column))
+        self.document.add(Problem(path, message, hint, line, column))
         return _Refused()
 
 
 def _place(mark: Any) -> Place:
     return (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
+
+
+def _place_at(text: str, position: int) -> Place:
+    return text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
 
 
 def _tabs_as_spaces(text: str) -> str:

@@ -89,7 +89,7 @@ def spec_from_flags(
     for short, long, flag in ((dsn, source_dsn, "dsn"), (table, source_table, "table")):
         if short is not None and long is not None:
             problem = Problem(f"--{flag}", f"and --source-{flag} mean the same", "give one of the two")
-            document.problems.append(problem)
+            document.add(problem)
 
     source = _given(dsn=dsn if dsn is not None else source_dsn, table=table if table is not None else source_table)
     target = _given(dsn=target_dsn, table=target_table)

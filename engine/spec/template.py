@@ -133,5 +133,5 @@ def _quoted(text: str) -> str:
     """``text`` as a YAML scalar in one line: bare where that is plainly the same text, else in quotes."""
     if _PLAIN.match(text) and yaml.safe_load(text) == text:
         return text
-    style = "'" if '"' in text and "\n" not in text else '"'
+    style = "'" if '"' in text and text.isprintable() else '"'
     return yaml.safe_dump(text, default_style=style, allow_unicode=True, width=_ENDLESS).rstrip("\n")

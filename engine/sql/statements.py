@@ -104,9 +104,9 @@ def insert_chunk(source: SourceShape, target: TargetShape, *, first: bool, colli
     """Into another table of the same database.
 
     Rows that the target has already are left out by an anti-join that is bounded on both sides, because inserting them
-    and being refused costs twice as much.  ``collided``: this chunk met a unique violation on the arbiter, so a row came
-    in between; the same again with ``ON CONFLICT``.  Where the two sides sort differently there is no range to bound the
-    anti-join by, and ``ON CONFLICT`` does all the work.
+    and being refused costs twice as much.  ``collided``: this chunk met a unique violation on the arbiter, so a row
+    came in between; the same again with ``ON CONFLICT``.  Where the two sides sort differently there is no range to
+    bound the anti-join by, and ``ON CONFLICT`` does all the work.
     """
     lo = None if first else CURSOR
     selected = (

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import asyncpg
 import pytest
+import uvloop
 
-from engine.db import Connection, ConnectionLost, Database
+from engine.db import Action, Connection, ConnectionLost, Database, classify
 from engine.db.connection import CLOSE_DEADLINE_S
 from engine.embedded import EmbeddedServer
 from engine.model import Side, TableName
@@ -300,9 +302,44 @@ async def test_a_session_that_dies_in_copy_in_is_noticed_at_once(
     await asyncio.wait_for(begun.wait(), SOON_S)
     await asyncio.sleep(0.3)  # the socket fills
     database.sql(f"SELECT pg_terminate_backend({connection.backend.pid})")
-    with pytest.raises((ConnectionLost, asyncpg.PostgresConnectionError)):
+    with pytest.raises((ConnectionLost, asyncpg.PostgresConnectionError)) as caught:
         await asyncio.wait_for(copying, SOON_S)
+    assert classify(caught.value).sqlstate == "57P01"
     assert connection.is_closed
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_who_ended_a_copy_is_known_on_every_event_loop(
+    database: FreshDatabase, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    complaints: list[object] = []
+
+    async def scene() -> BaseException:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+        connection = await Database(database.dsn, side=Side.TARGET).connect("test")
+        await connection.execute("CREATE TABLE public.t (id bigint, v text)")
+        begun = asyncio.Event()
+
+        async def stuck() -> AsyncIterator[bytes]:
+            yield (await pieces(other, "SELECT 1::bigint, 'x'"))[0]
+            begun.set()
+            await asyncio.Event().wait()
+
+        other = await Database(database.dsn, side=Side.TARGET).connect("other")
+        copying = asyncio.create_task(connection.copy_in(T, ["id", "v"], stuck()))
+        await begun.wait()
+        await other.fetchval("SELECT pg_terminate_backend($1)", connection.backend.pid)
+        (outcome,) = await asyncio.wait_for(asyncio.gather(copying, return_exceptions=True), SOON_S)
+        await other.close()
+        assert isinstance(outcome, BaseException)
+        return outcome
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        outcome = runner.run(scene())
+        gc.collect()
+    failure = classify(outcome)
+    assert (failure.action, failure.sqlstate, failure.lost) == (Action.PAUSE, "57P01", True)
+    assert complaints == []
 
 
 # -- waiting, closing, aborting --------------------------------------------------------------------------------------

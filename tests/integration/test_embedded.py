@@ -221,6 +221,8 @@ def test_binaries_out_of_the_accounts_reach_are_copied_and_work(tmp_path: Path) 
     shutil.copytree(package.with_name(f"{package.name}.libs"), hidden / f"{package.name}.libs")
     hidden.chmod(0o700)
     binaries = hidden / package.name / "pginstall" / "bin"
+    library = next((hidden / f"{package.name}.libs").iterdir())
+    library.chmod(0o600)
     server = EmbeddedServer()
     try:
         server.prepare()
@@ -230,6 +232,7 @@ def test_binaries_out_of_the_accounts_reach_are_copied_and_work(tmp_path: Path) 
         for program in ("postgres", "initdb", "psql", "pgbench"):
             assert account.can_run([str(copied / program), "--version"])
         assert stat.S_IMODE(hidden.stat().st_mode) == 0o700
+        assert stat.S_IMODE(library.stat().st_mode) == 0o600
     finally:
         server.discard()
 

@@ -191,14 +191,13 @@ def test_the_floor_limits_what_settling_adds() -> None:
 
 def test_the_floor_is_never_a_refill() -> None:
     core = BucketCore(1000.0, 0.0)
-    era = core.take(0.0, 50_000.0)
-    core.set_rate(0.0, 10.0)
-    assert core.balance(0.0) == -50_000.0
-    core.settle(0.0, era, 50_000.0, 50_001.0)
-    assert core.balance(0.0) <= -50_000.0
-    for rate in (5000.0, 1.0, 300.0):
+    small = core.take(0.0, 0.0)
+    core.take(0.0, 50_000.0)
+    for rate in (10.0, 5000.0, 1.0):
         core.set_rate(0.0, rate)
-        assert core.balance(0.0) <= -50_000.0
+        assert core.balance(0.0) == -50_000.0
+    core.settle(0.0, small, 0.0, 10.0)
+    assert core.balance(0.0) == -50_000.0
 
 
 def test_a_chunk_admitted_without_a_limit_is_no_gift_under_one() -> None:
@@ -369,6 +368,50 @@ async def test_a_waiter_admitted_and_cancelled_in_one_turn_is_refunded() -> None
     assert first.cancelled()
     assert second.done()
     assert bucket.take_usage().granted == 101
+
+
+async def test_the_refund_of_a_cancelled_chunk_wakes_the_next_one() -> None:
+    clock = ManualClock()
+    bucket = TokenBucket(100.0, clock)
+    await bucket.acquire(100)
+    first = asyncio.create_task(bucket.acquire(5000))
+    following = asyncio.create_task(bucket.acquire(1))
+    await clock.advance(0.5)
+    take = bucket._core.take
+
+    def take_and_cancel(now: float, cost: float) -> int:
+        asyncio.get_running_loop().call_soon(first.cancel)  # after the admission, before its task runs
+        return take(now, cost)
+
+    bucket._core.take = take_and_cancel
+    await clock.advance(0.6)
+    assert first.cancelled()
+    assert following.done()
+
+
+async def test_a_waiter_cancelled_just_before_its_turn_is_passed_over() -> None:
+    clock = ManualClock()
+    bucket = TokenBucket(100.0, clock)
+    await bucket.acquire(100)
+    first, second = (asyncio.create_task(bucket.acquire(cost)) for cost in (5, 7))
+    await clock.advance(0.5)
+    bucket.set_rate(None)  # the timer is due, and
+    first.cancel()  # runs before the cancelled task does
+    await clock.advance(0)
+    assert first.cancelled()
+    assert second.done()
+    assert bucket.take_usage().granted == 107
+
+
+async def test_a_newcomer_does_not_slip_in_between_a_release_and_those_it_releases() -> None:
+    bucket = TokenBucket(None, ManualClock())
+    bucket.hold("lag")
+    waiter = asyncio.create_task(bucket.acquire(1))
+    await asyncio.sleep(0)
+    bucket.release()
+    assert bucket.try_acquire(1) is None
+    await waiter
+    assert bucket.try_acquire(1) is not None
 
 
 async def test_cancelling_the_head_lets_the_next_one_follow_in_its_own_time() -> None:

@@ -240,3 +240,32 @@ def test_boundaries_cut_equal_numbers_of_rows():
     assert len(cuts) == len(set(cuts)) == 20 + 9  # the first third has ten values only: nine of its cuts, and the bound
     sizes = [space.rows_between(a, b) for a, b in itertools.pairwise(cuts[12:])]
     assert max(sizes) < 1.1 * min(sizes)
+
+
+@given(
+    st.lists(st.integers(0, 10**6), min_size=2, max_size=12, unique=True),
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)), max_size=6),
+)
+def test_no_guess_falls_into_a_hole_that_is_known(bounds, holes):
+    bounds = sorted(bounds)
+    space = int_space(rows=1e6, low=bounds[0], high=bounds[-1], histogram=[str(b) for b in bounds])
+    kept = []
+    for left, right in sorted(holes):  # apart from each other, and at least one value left in each bucket
+        here = [(a, b) for a, b in itertools.pairwise(bounds) if a <= left < right <= b and right - left < b - a]
+        if here and (not kept or left > kept[-1][1]):
+            kept.append((left, right))
+    space.exclude([((str(left),), (str(right),)) for left, right in kept])
+    positions = [space.position((str(b),)) for b in bounds]
+    assert positions == pytest.approx([i * 1e6 / (len(bounds) - 1) for i in range(len(bounds))], rel=1e-9)
+    guesses = [int(guess[0]) for guess in space.guesses(np.linspace(0, 1e6, 101)[1:-1] + 1e-3)]
+    for left, right in kept:
+        assert sum(left + 1 < guess < right for guess in guesses) == 0
+        assert space.rows_between((str(left),), (str(right),)) == pytest.approx(0, abs=1e-3)
+
+
+def test_holes_that_contradict_the_statistics_change_nothing():
+    space = int_space(rows=100, histogram=["0", "10", "1000"])
+    space.exclude([(("0",), ("10",)), (("700",), ("600",)), (("900",), ("2000",))])
+    assert space.position(("5",)) == pytest.approx(25, abs=1)
+    assert space.position(("1000",)) == 100
+    KeySpace(INT, rows=0, low=None, high=None).exclude([(("1",), ("2",))])

@@ -86,7 +86,7 @@ def test_a_skewed_gappy_key_with_statistics_is_cut_evenly():
     assert_tiled(result, table)
     assert result.basis == "statistics"
     assert len(result.spans) == 32
-    assert max(unevenness(result, table)) < 1.5
+    assert max(unevenness(result, table)) < 1.25
 
 
 def test_a_skewed_gappy_key_without_statistics_is_probed_and_cut_fairly_evenly():
@@ -101,7 +101,7 @@ def test_probing_asks_for_no_more_than_its_budget():
     table = TableInMemory(ints(skewed_gappy_numbers(60_000)))
     plan(table, spans=16)
     assert sum(len(q.guesses) for q in table.asked if isinstance(q, Samples)) <= PROBES
-    assert len(table.asked) <= 16
+    assert len(table.asked) <= 24
 
 
 def test_clusters_around_a_hole_are_found_by_a_handful_of_probes():
@@ -112,6 +112,14 @@ def test_clusters_around_a_hole_are_found_by_a_handful_of_probes():
     assert rows["4999",] == pytest.approx(5000, rel=0.05)
     assert rows[str(far),] - rows["4999",] <= 1
     assert points[-1][1] == pytest.approx(10_000, rel=0.05)
+
+
+def test_infinite_ends_hide_nothing_that_lies_between():
+    values = [str(n**5) for n in range(-500, 501)]
+    table = TableInMemory([("-Infinity",), ("Infinity",), ("NaN",), *((v,) for v in values)], read=decimal_order)
+    result = plan(table, key_of("numeric"), spans=8)
+    assert_tiled(result, table)
+    assert max(unevenness(result, table)) < 2
 
 
 def test_rows_that_came_after_the_statistics_are_found_behind_the_histogram():
@@ -130,9 +138,9 @@ def tenants(sizes):
     return [(str(tenant), str(i)) for i, tenant in enumerate(owners)]
 
 
-@pytest.mark.parametrize("analysed", [True, False])
-def test_a_tenant_with_most_of_the_rows_is_cut_inside(analysed):
-    table = TableInMemory(tenants([100, 20_000, 50, 3000, 200] + [5] * 400))
+@pytest.mark.parametrize(("analysed", "small_tenants"), [(True, 400), (False, 20)])
+def test_a_tenant_with_most_of_the_rows_is_cut_inside(analysed, small_tenants):
+    table = TableInMemory(tenants([100, 20_000, 50, 3000, 200] + [5] * small_tenants))
     if analysed:
         table.analyse(common=20)
     result = plan(table, key_of("int", "int"), spans=12)

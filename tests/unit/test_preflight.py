@@ -599,6 +599,46 @@ def test_a_column_of_the_tables_own_name_is_not_the_row():
     assert found(with_column, "DONE_REQUIRED") is None
 
 
+def test_a_table_name_inside_a_string_is_not_the_row():
+    assert found(filling("'orders'", identifiers=frozenset()), "DONE_REQUIRED") is None
+
+
+def test_a_set_column_that_is_not_there_is_not_said_to_be_never_null():
+    assert found(fill(spec=spec(set={"gone": "1"}), expressions=()), "DONE_REQUIRED") is None
+
+
+def test_a_required_column_and_one_with_a_default_are_both_full_already():
+    facts = fill(spec=spec(set={"amount": "1", "cents": "1"}), expressions=())
+    full = source_of(facts, columns=(*facts.source.columns[:2], column("cents", has_default=True)))
+    assert found(facts, "DONE_SKIPS_DEFAULTS") is None
+    assert found(full, "DONE_SKIPS_DEFAULTS") is not None
+
+
+def test_only_copied_columns_are_said_to_escape_verification():
+    volatile = {"volatile": frozenset({"random"})}
+    assert found(filling("random()", done="cents is not null", **volatile), "EXPRESSION_VOLATILE") is None
+
+
+def test_a_call_without_columns_is_no_constant():
+    facts = filling("now()", functions=frozenset({"now"}), type_name="timestamptz", written=column("cents", "date"))
+    assert found(facts, "EXPRESSION_TYPE") is not None
+    assert found(facts, "DONE_REQUIRED") is None
+
+
+def test_an_expression_of_unknown_type_is_given_the_benefit_of_the_doubt():
+    facts = filling("amount", identifiers=frozenset({"amount"}), written=column("cents", "bigint"))
+    assert found(facts, "EXPRESSION_TYPE") is None
+
+
+def test_a_plain_column_that_narrows_is_reported_once():
+    plain = expression("id", place="columns.id", identifiers=frozenset({"id"}), type_name="bigint")
+    facts = move(spec=copy_spec(columns={"id": "id"}), expressions=(plain,))
+    narrow = target_of(facts, columns=(required("id", "integer"),))
+    assert [f.code for f in preflight(narrow)] == ["TYPE_NARROWS"]
+    computed = replace(narrow, expressions=(replace(plain, text="id + 1"),))
+    assert found(computed, "EXPRESSION_TYPE") is not None
+
+
 def test_the_role_of_the_spec_is_the_one_that_lacks_privileges():
     facts = source_of(fill(spec=spec(set={"cents": "1"}, role="mover")), privileges=frozenset())
     seen = found(facts, "PRIVILEGES")

@@ -152,6 +152,8 @@ def test_columns_without_a_portable_binary_form_are_named():
         ("geometry(Point,4326)", "geometry(Point,4326)"),
         ('"Odd (type)"', '"Odd (type)"'),
         ("bit(8)", "bit varying"),
+        ("bit(8)", "bit(8)"),
+        ("numeric(10,2)[]", "numeric(10,2)[]"),
     ],
 )
 def test_a_type_that_holds_every_value_loses_nothing(source, target):
@@ -178,6 +180,13 @@ def test_a_type_that_holds_every_value_loses_nothing(source, target):
         ("bigint[]", "integer[]"),
         ("bit(8)", "bit(9)"),
         ("geometry(Point,4326)", "geometry(Point,3857)"),
+        ("integer[]", "integer"),
+        ("text", "numeric"),
+        ("text", "numeric(10,2)"),
+        ("bigint", "character varying(5)"),
+        ("bit(8)", "bit varying(4)"),
+        ("date", "timestamp(0) without time zone"),
+        ("numeric(10,3)", "numeric(10,2)"),
     ],
 )
 def test_a_type_that_may_not_hold_a_value_says_so(source, target):
@@ -199,3 +208,28 @@ def test_a_domain_may_refuse_what_its_base_type_holds():
     assert "may refuse" in loses(column("e", "text"), column("e", "email", **domain))
     assert loses(column("e", "email", **domain), column("e", "email", **domain)) is None
     assert loses(column("e", "email", **domain), column("e", "text")) is None
+    number = column("n", "positive", type_kind="d", category_oid=20)
+    assert loses(number, column("n", "bigint")) is None
+    assert "not every positive" in loses(number, column("n", "integer"))
+
+
+def test_a_composite_key_is_found_in_key_order():
+    source = table("orders", required("id"), required("tenant"), indexes=[primary("tenant", "id")])
+    target = table("orders_v2", required("id"), required("owner"), indexes=[primary("id", "owner")])
+    mapped = map_columns(copy_spec(columns={"id": "id", "owner": "tenant"}), source, target)
+    assert [c.name for c in mapped.key_columns(choose_key(copy_spec(), source).key, target)] == ["owner", "id"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "indexes", "numbers"),
+    [
+        ("integer", [index("i", "n")], True),
+        ("text", [index("i", "n")], False),
+        ("integer", [index("i", "n", unique=False)], False),
+        ("integer", [index("i", "id")], False),
+    ],
+)
+def test_a_unique_integer_with_a_default_looks_like_a_serial(kind, indexes, numbers):
+    columns = (required("id"), column("n", kind, has_default=True))
+    mapped = map_columns(copy_spec(), table("orders", *columns), table("orders_v2", *columns, indexes=indexes))
+    assert ("SEQUENCE_BEHIND" in codes(mapped)) is numbers

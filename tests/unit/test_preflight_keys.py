@@ -75,10 +75,12 @@ def test_of_two_indexes_on_a_named_key_the_smaller_usable_one_serves():
     source = table(
         "t",
         required("id"),
+        required("code"),
         indexes=[
             index("large", "id", size_bytes=9),
             index("small", "id", size_bytes=5),
             index("partial", "id", size_bytes=1, partial=True),
+            index("other", "code", size_bytes=1),
         ],
     )
     assert chosen(source, key=("id",)).index == "small"
@@ -126,7 +128,13 @@ def test_an_index_that_does_not_order_every_row_is_no_key_and_the_reason_is_said
     (found,) = refused(table("t", *columns, indexes=[index("odd", "id", "part", **fault)]))
     assert found.code == "KEY_INDEX_UNUSABLE"
     assert word in found.message
+    assert ";" not in found.message, "one fault, one reason"
     assert chosen(table("t", *columns, indexes=[index("fine", "id", "part")])).index == "fine"
+
+
+def test_an_expression_has_no_collation_to_disagree_with():
+    (found,) = refused(table("t", indexes=[index("odd", "", default_opclass=False)]))
+    assert found.message.endswith("it indexes an expression")
 
 
 def test_an_index_that_is_descending_throughout_serves():
@@ -190,6 +198,7 @@ ENUM = {"type_kind": "e", "enum_labels": ("sad", "glad")}
         (required("k", "text"), required("k", "character varying(9)"), True),
         (required("k", "text"), required("k", "text", collation_id="icu de 153.14"), False),
         (required("k", "bigint"), required("k", "text"), False),
+        (required("k", "bigint"), required("k", "numeric"), False),
         (required("k", "mood", **ENUM), required("k", "mood", **ENUM), True),
         (required("k", "mood", **ENUM), required("k", "mood", type_kind="e", enum_labels=("glad", "sad")), False),
         (required("k", "box"), required("k", "box"), True),

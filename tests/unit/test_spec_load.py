@@ -181,6 +181,8 @@ lock_timeout: 2
         ("role: [x", "", "not valid YAML"),
         ("\trole: x", "", "not valid YAML"),
         ("role: \x01", "", "control character"),
+        ("where: 'a\u2028b'", "", 'write it as "\\u2028" in double quotes'),
+        ("where: 'a\x85b'", "", 'write it as "\\u0085"'),
         ('role: "\\U00110000"', "", "not valid YAML"),
         ("where: " + "[" * 100, "where", "nested more than"),
     ],

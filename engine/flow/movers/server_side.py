@@ -13,7 +13,7 @@ from engine.model import Backend, Observation, Side, Span
 class StatementMover:
     """Runs a chunk statement of ``engine.sql.statements``.
 
-    ``first`` and ``next`` are the statement for a span's first chunk (no lower bound) and for the others.  ``collided``
+    ``first`` and ``following`` are the statement for a span's first chunk (no lower bound) and for the others.  ``collided``
     is what a chunk falls back to when it meets a unique violation on one of ``arbiters``: somebody wrote one of its keys
     in between.  Any other unique violation is a bad row, not a reason to try again.
     """
@@ -27,7 +27,7 @@ class StatementMover:
         clock: Clock,
         *,
         first: str,
-        next: str,
+        following: str,
         collided: tuple[str, str] | None = None,
         arbiters: frozenset[str] = frozenset(),
     ) -> None:
@@ -36,7 +36,7 @@ class StatementMover:
         self._job_id = job_id
         self._row_bytes = row_bytes
         self._clock = clock
-        self._statements = (first, next)
+        self._statements = (first, following)
         self._collided = collided
         self._arbiters = arbiters
         self._connection: Connection | None = None
@@ -48,7 +48,8 @@ class StatementMover:
         return self._connection
 
     def session(self, side: Side) -> Connection:
-        """The connection to that side's server."""
+        """The one connection: both sides are this server."""
+        del side
         return self.connection
 
     @property

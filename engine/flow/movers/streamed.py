@@ -84,8 +84,8 @@ class CopyMover:
     @property
     def backends(self) -> tuple[Backend, ...]:
         """One process on each side."""
-        assert self._reader is not None and self._writer is not None, "open() first"
-        return (self._reader.backend, self._writer.backend)
+        assert self._reader is not None, "open() first"
+        return (self._reader.backend, self.connection.backend)
 
     async def open(self) -> None:
         """Connect to both sides, and force the chunk's statements onto the indexes."""
@@ -125,9 +125,7 @@ class CopyMover:
         after = None if bound.after is None else list(bound.after)
         return bool(await self.connection.fetchval(sql, after, list(bound.to)))
 
-    async def _transaction(
-        self, span: Span, bound: Bound, staged: bool
-    ) -> tuple[int, FrameScanner | TextScanner]:
+    async def _transaction(self, span: Span, bound: Bound, staged: bool) -> tuple[int, FrameScanner | TextScanner]:
         writer = self.connection
         await writer.execute(f"BEGIN; {create_staging(self._target)}" if staged else "BEGIN")
         try:

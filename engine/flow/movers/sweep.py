@@ -105,9 +105,7 @@ class SweepMover:
             return [tuple(r["key"]) for r in found]
         if self._there is not None and self._target.same_order and await self._digests_agree(bound):
             return []
-        ours = await self.connection.fetch(
-            statements.our_keys(self._target, first=first), self._job_id, cursor, to
-        )
+        ours = await self.connection.fetch(statements.our_keys(self._target, first=first), self._job_id, cursor, to)
         keys = [tuple(r["key"]) for r in ours]
         alive = await self._alive(keys)
         return [key for n, key in enumerate(keys) if n not in alive]
@@ -146,9 +144,7 @@ class SweepMover:
                 alive = await self._alive(locked)
                 gone = [key for n, key in enumerate(locked) if n not in alive]
                 if gone:
-                    deleted = len(
-                        await here.fetch(statements.delete_keys(self._target), self._job_id, key_list(gone))
-                    )
+                    deleted = len(await here.fetch(statements.delete_keys(self._target), self._job_id, key_list(gone)))
             crashpoint("write.after")
             fence = advance_call(
                 self._job_id,

@@ -87,7 +87,7 @@ class Code(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What holds for every finding of one code.  ``severity`` is its worst; a check may report it milder."""
+    """What holds for every finding of one code."""
 
     severity: Severity
     acceptable: bool = False  # a refusal that turns into a warning when the spec's ``accept`` names it
@@ -152,9 +152,9 @@ CATALOGUE: Final = MappingProxyType({code: _entry(code) for code in Code})
 _RANK: Final = {Severity.REFUSE: 0, Severity.WARN: 1, Severity.ADVISE: 2}
 
 
-def finding(code: Code, message: str, remedy: str, *, severity: Severity | None = None) -> Finding:
-    """A finding of that code, at its catalogue severity unless a milder one is given."""
-    return Finding(code.value, severity or CATALOGUE[code].severity, message, remedy)
+def finding(code: Code, message: str, remedy: str) -> Finding:
+    """A finding of that code, at its catalogue severity."""
+    return Finding(code.value, CATALOGUE[code].severity, message, remedy)
 
 
 def refusals(findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -174,7 +174,7 @@ def settle(findings: Iterable[Finding], accepted: Sequence[str]) -> tuple[Findin
 
 
 def _decided(found: Finding, accepted: Sequence[str]) -> Finding:
-    if found.severity is not Severity.REFUSE or not CATALOGUE[Code(found.code)].acceptable:
+    if not CATALOGUE[Code(found.code)].acceptable:
         return found
     if found.code in accepted:
         return replace(found, severity=Severity.WARN, message=f"{found.message} (accepted by the spec)")

@@ -156,7 +156,7 @@ def _wanted(spec: JobSpec, source: Table, target: Table, findings: list[Finding]
         for name in spec.columns
         if name not in live
     ]
-    return {name: expression for name, expression in spec.columns.items() if name in live}
+    return dict(spec.columns)
 
 
 def _quoted(name: str) -> str:
@@ -205,14 +205,12 @@ def _about_left(left: list[Column], source: Table, target: Table) -> list[Findin
 
 def _about_types(mapped: list[MappedColumn], target: Table) -> list[Finding]:
     findings: list[Finding] = []
-    for column in mapped:
-        lost = loses(column.source, column.target) if column.source is not None else None
-        if column.source is not None and lost:
+    for ours, theirs in ((c.source, c.target) for c in mapped if c.source is not None):
+        if lost := loses(ours, theirs):
             findings.append(
                 finding(
                     Code.TYPE_NARROWS,
-                    f"{column.source.name} ({column.source.type_name}) goes to {target.name}.{column.target.name}"
-                    f" ({column.target.type_name}): {lost}",
+                    f"{ours.name} ({ours.type_name}) goes to {target.name}.{theirs.name} ({theirs.type_name}): {lost}",
                     "widen the target's column, or write the conversion that you want in columns;"
                     " a row that does not fit stops the job",
                 )

@@ -71,9 +71,7 @@ def _done(facts: PreflightFacts, written: Sequence[Column]) -> Iterator[Finding]
     for expression in facts.expressions:
         if expression.clause != "set":
             continue
-        reads = sorted(expression.identifiers & names)
-        if not reads and _reads_whole_row(expression, source):
-            reads = sorted(names)
+        reads = sorted(names if _reads_whole_row(expression, source) else expression.identifiers & names)
         if reads:
             yield finding(
                 Code.DONE_REQUIRED,

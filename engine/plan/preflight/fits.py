@@ -81,21 +81,23 @@ def loses(source: Column, target: Column) -> str | None:
     """What ``target`` cannot hold of the values of ``source``, in words; None when it can hold all of them."""
     if target.type_kind == "d" and target.type_name != source.type_name:
         return f"the domain {target.type_name} may refuse values of {source.type_name}"
+    if source.type_kind == "d" and source.category_oid == target.type_oid and target.type_name == target.base_type:
+        return None  # a domain becomes what it is made of
     if source.enum_labels and target.enum_labels:
         absent = [label for label in source.enum_labels if label not in target.enum_labels]
         if absent:
             return f"{target.type_name} lacks the labels {', '.join(absent)}"
         same = source.base_type == target.base_type
         return None if same else f"{target.type_name} is another enum, which takes the values through text only"
-    return type_loses(source.type_name, target.type_name, source_is_domain=source.type_kind == "d")
+    return type_loses(source.type_name, target.type_name)
 
 
-def type_loses(source: str, target: str, *, source_is_domain: bool = False) -> str | None:
+def type_loses(source: str, target: str) -> str | None:
     """As ``loses``, for two type names as ``format_type`` gives them."""
     ours, theirs = _Type.read(source), _Type.read(target)
     if ours.base.endswith(_ARRAY) and theirs.base.endswith(_ARRAY):
         ours, theirs = ours.element(), theirs.element()
-    if ours == theirs or (theirs.modifiers is None and theirs.base in _FREE_STRINGS):
+    if theirs.modifiers is None and theirs.base in _FREE_STRINGS:
         return None
     if ours.base == theirs.base:
         return None if _modifiers_fit(ours, theirs) else f"{target} is narrower than {source}"
@@ -105,9 +107,7 @@ def type_loses(source: str, target: str, *, source_is_domain: bool = False) -> s
         return None if _length(ours) <= _length(theirs) else f"{target} may be too short for {source}"
     if theirs.modifiers is None and (ours.base, theirs.base) in _WIDENS:
         return None
-    if source_is_domain:
-        return f"values of the domain {source} become {target}"
-    return f"not every {source} fits into {target}"
+    return f"not every {source} may fit into {target}"
 
 
 def sql_name(name: str) -> str:
@@ -130,7 +130,7 @@ def _integer_fits(ours: _Type, theirs: _Type) -> bool:
 
 def _modifiers_fit(ours: _Type, theirs: _Type) -> bool:
     """Both are the same type; do the modifiers leave as much room?"""
-    if theirs.modifiers is None:
+    if theirs.modifiers in (None, ours.modifiers):
         return True
     if theirs.base.startswith(("timestamp", "time ", "interval")):
         mine = _SUBSECOND_DIGITS if ours.modifiers is None else ours.modifiers[0]
@@ -141,6 +141,6 @@ def _modifiers_fit(ours: _Type, theirs: _Type) -> bool:
         precision, scale = (*ours.modifiers, 0)[:2]
         their_precision, their_scale = (*theirs.modifiers, 0)[:2]
         return their_scale >= scale and their_precision - their_scale >= precision - scale
-    if theirs.base == "bit":
-        return theirs.modifiers == ours.modifiers
+    if theirs.base == "bit":  # exactly that many
+        return False
     return theirs.modifiers[0] >= ours.modifiers[0]

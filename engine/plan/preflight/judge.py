@@ -22,7 +22,7 @@ def preflight(facts: PreflightFacts) -> tuple[Finding, ...]:
     """
     choice = choose_key(facts.spec, facts.source)
     columns = None
-    if not facts.in_place and facts.target is not None:
+    if facts.target is not None:
         columns = map_columns(facts.spec, facts.source, facts.target)
     return settle(_findings(facts, choice, columns), facts.spec.accept)
 

@@ -57,7 +57,7 @@ def ranges_agree(key: Key, target_columns: Sequence[Column]) -> bool:
 
 
 def _arbitrates(index: Index) -> bool:
-    return index.unique and index.immediate and index.valid and not index.partial and "" not in index.columns
+    return index.unique and index.immediate and index.valid and not index.partial
 
 
 def _named_key(names: Sequence[str], source: Table) -> KeyChoice:
@@ -165,7 +165,7 @@ def _chosen(index: Index, source: Table) -> KeyChoice:
 
 def _looks_fixed(index: Index, columns: Iterable[Column]) -> bool:
     """True for surrogate keys: nobody has a reason to change an identity, a serial or a uuid that is primary."""
-    return index.primary and all(c.identity or kind_of(c) in ("int", "uuid") for c in columns)
+    return index.primary and all(kind_of(c) in ("int", "uuid") for c in columns)
 
 
 def _key_column(column: Column) -> KeyColumn:

@@ -161,10 +161,8 @@ def _dual_write(facts: PreflightFacts) -> Iterator[Finding]:
 
 
 def _left_behind(facts: PreflightFacts) -> Iterator[Finding]:
-    # When the spec lists the columns, leaving some out was its author's choice.
-    if facts.spec.columns:
-        return
     target = facts.target
+    # When the spec lists the columns, leaving some out was its author's choice.
     if facts.spec.columns or target is None:
         return
     # By equal names, a column that the target generates itself is there all the same.

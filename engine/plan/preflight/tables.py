@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from engine.model import Column, ConflictPolicy, Deletes, Finding, Index, Key, Mode, Severity, Table, Trigger
+from engine.model import Column, ConflictPolicy, Deletes, Finding, Index, Key, Mode, Table, Trigger
 from engine.plan.preflight.catalogue import Code, finding
 from engine.plan.preflight.columns import ColumnMap
 from engine.plan.preflight.facts import PreflightFacts, in_sql
@@ -298,7 +298,6 @@ def _target_has_rows(facts: PreflightFacts, target: Table) -> Finding:
         Code.TARGET_HAS_ROWS,
         f"{target.name} has rows already: {fate}",
         "nothing needs doing when dual-write put them there; otherwise TRUNCATE first, or choose another on_conflict",
-        severity=Severity.ADVISE,
     )
 
 

@@ -1,0 +1,116 @@
+"""What an operator orders a job to do, from any terminal: ``pause``, ``resume``, ``cancel``, ``pace``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from engine.cli.loop import run_async
+from engine.cli.places import Place, job_argument, ledger_option, open_job, place_of
+from engine.cli.terminal import Terminal, output_options
+from engine.cli.words import what_next
+from engine.errors import HeldByOperator, Stopped, UsageError
+from engine.ledger.records import JobStatus
+from engine.model import JobState
+from engine.telemetry import numbers
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _order(command: Command) -> Command:
+    """The parts that all orders have."""
+    reason = click.option("--reason", metavar="TEXT", help="Why: shown by status and history.")
+    return job_argument(ledger_option(reason(output_options(command))))
+
+
+@click.command()
+@_order
+def pause(terminal: Terminal, job: str, dsn: str | None, reason: str | None) -> int:
+    """Stop a job after the chunks in hand, until somebody resumes it.
+
+    Wherever it runs; nothing but resume lets it go on, not even another run.
+    """
+    status = run_async(_pause(place_of(job, dsn), reason))
+    if status.state is JobState.PAUSED:
+        return _tell(terminal, status, f"{status.job} is paused; backfill resume lets it go on")
+    return _tell(terminal, status, f"{status.job} is {status.state.value}: there is nothing to pause")
+
+
+async def _pause(place: Place, reason: str | None) -> JobStatus:
+    async with open_job(place) as ledger:
+        await ledger.pause(place.job, reason)
+        return await ledger.status(place.job)
+
+
+@click.command()
+@_order
+def resume(terminal: Terminal, job: str, dsn: str | None, reason: str | None) -> int:
+    """Let a paused job go on, or a failed one whose cause is mended."""
+    status = run_async(_resume(place_of(job, dsn), reason))
+    workers = "" if status.workers or status.state.is_final else f"; {what_next(status)}"
+    if status.state is JobState.DONE:
+        return _tell(terminal, status, f"{status.job} is done: there is nothing to resume")
+    return _tell(terminal, status, f"{status.job} is {status.state.value}{workers}")
+
+
+async def _resume(place: Place, reason: str | None) -> JobStatus:
+    async with open_job(place) as ledger:
+        state = await ledger.resume(place.job, reason)
+        status = await ledger.status(place.job)
+    anew = "backfill restart begins it anew"
+    if state is JobState.CANCELLED:
+        raise HeldByOperator(f"job {place.job} was cancelled, which is final", state=state, hint=anew)
+    if state is JobState.FAILED:
+        raise Stopped(f"job {place.job} cannot be resumed: {status.error_message}", hint=status.error_hint or anew)
+    return status
+
+
+@click.command()
+@_order
+def cancel(terminal: Terminal, job: str, dsn: str | None, reason: str | None) -> int:
+    """End a job for good.  Rows that were moved stay; only restart begins it anew."""
+    status = run_async(_cancel(place_of(job, dsn), reason))
+    if status.state is JobState.CANCELLED:
+        return _tell(terminal, status, f"{status.job} is cancelled; {numbers.count(status.rows_done)} moved rows stay")
+    return _tell(terminal, status, f"{status.job} is {status.state.value}: there is nothing to cancel")
+
+
+async def _cancel(place: Place, reason: str | None) -> JobStatus:
+    async with open_job(place) as ledger:
+        await ledger.cancel(place.job, reason)
+        return await ledger.status(place.job)
+
+
+@click.command()
+@job_argument
+@ledger_option
+@click.option(
+    "--max-rows-per-s", "limit", type=click.FloatRange(min=0, min_open=True), metavar="N", help="For all workers."
+)
+@click.option("--no-limit", is_flag=True, help="Lift this limit: what the spec says counts again.")
+@output_options
+def pace(terminal: Terminal, job: str, dsn: str | None, limit: float | None, no_limit: bool) -> int:
+    """Limit a running job to so many rows a second, over all its workers wherever they are.
+
+    Every worker follows within two seconds.
+    """
+    if (limit is None) == (not no_limit):
+        raise UsageError("give either --max-rows-per-s N or --no-limit")
+    status = run_async(_pace(place_of(job, dsn), limit))
+    said = "runs as its spec says" if limit is None else f"is limited to {numbers.per_second(limit)}"
+    return _tell(terminal, status, f"{status.job} {said}")
+
+
+async def _pace(place: Place, limit: float | None) -> JobStatus:
+    async with open_job(place) as ledger:
+        await ledger.pace(place.job, limit)
+        return await ledger.status(place.job)
+
+
+def _tell(terminal: Terminal, status: JobStatus, text: str) -> int:
+    if terminal.as_json:
+        terminal.json(status.as_json())
+    terminal.say(text)
+    return 0

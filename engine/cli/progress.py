@@ -1,0 +1,125 @@
+"""What ``run`` shows while it runs: a display that repaints itself on a terminal, else a line now and then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from engine.cli.terminal import Terminal
+from engine.cli.words import STYLES, one_line, rows
+from engine.clock import Clock, SystemClock
+from engine.events import ChunkCommitted, Event, JobFinished, Waiting
+from engine.flow.supervisor import Supervisor
+from engine.model import JobState
+from engine.telemetry import message, numbers
+
+REPAINT_S: Final = 0.25
+SUMMARY_S: Final = 10.0
+_BAR_WIDTH: Final = 30
+
+Watched = Callable[[], Supervisor | None]
+
+
+class Display:
+    """Listens to events and looks at the supervisor; says what a person wants to know about the run."""
+
+    def __init__(self, terminal: Terminal, supervisor: Watched, clock: Clock | None = None) -> None:
+        self._terminal = terminal
+        self._supervisor = supervisor
+        self._clock = clock or SystemClock()
+        self._live: Live | None = None
+        self._waiting = ""
+        self._fresh_rows = 0  # committed here since the last look at the ledger
+        self._look: object = None
+
+    def __call__(self, event: Event) -> None:
+        """An ``Emit``: sentences are printed above the display."""
+        if isinstance(event, ChunkCommitted):
+            self._fresh_rows += event.observation.rows
+        if isinstance(event, Waiting):
+            self._waiting = event.reason
+        if isinstance(event, JobFinished):
+            return
+        said = message(event)
+        if said is not None and said[0] <= self._terminal.verbosity:
+            self._terminal.say(said[1])
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show progress while the block runs."""
+        if self._terminal.quiet or self._terminal.as_json:
+            yield
+            return
+        task = asyncio.ensure_future(self._repaint() if self._terminal.shows_progress else self._summarise())
+        try:
+            yield
+        finally:
+            task.cancel()
+            if self._live is not None:
+                self._live.stop()
+
+    async def _repaint(self) -> None:
+        console = self._terminal.err
+        self._live = Live(self._picture(), console=console, auto_refresh=False, transient=True)
+        self._live.start()
+        while True:
+            self._live.update(self._picture(), refresh=True)
+            await self._clock.sleep(REPAINT_S)
+
+    async def _summarise(self) -> None:
+        while True:
+            await self._clock.sleep(SUMMARY_S)
+            supervisor = self._supervisor()
+            if supervisor is not None and supervisor.status is not None:
+                self._terminal.say(one_line(supervisor.status))
+
+    # -- the picture ------------------------------------------------------------------------------------------------
+
+    def _picture(self) -> RenderableType:
+        supervisor = self._supervisor()
+        status = supervisor.status if supervisor is not None else None
+        if supervisor is None or status is None:
+            return Text("connecting" if supervisor is None else self._waiting and f"waiting for: {self._waiting}")
+        if status is not self._look:
+            self._look, self._fresh_rows = status, 0
+        parts: list[RenderableType] = [self._headline(supervisor)]
+        for worker in supervisor.workers:
+            if status.state is JobState.RUNNING:
+                why = f"  waiting: {worker.waiting}" if worker.waiting else ""
+                span = f"span {worker.span.id}" if worker.span is not None else "no span"
+                parts.append(Text(f"  {worker.name}  {span}, chunks of {worker.sizer.rows:,} rows{why}", style="dim"))
+        why_all = self._waiting or (status.waiting or "")
+        if why_all:
+            parts.append(Text(f"  waiting for: {why_all}", style="yellow"))
+        return Group(*parts)
+
+    def _headline(self, supervisor: Supervisor) -> RenderableType:
+        status = supervisor.status
+        assert status is not None
+        text = rows(status)
+        if status.state is JobState.RUNNING:
+            done = status.rows_done + self._fresh_rows  # the ledger's count is up to a second old
+            text = f"{numbers.count(done)} of {numbers.count(max(done, status.rows_estimated))} rows"
+            text += f"  {numbers.per_second(status.rows_per_s)}"
+            if status.eta_s is not None:
+                text += f"  {numbers.duration(status.eta_s)} left"
+            if status.workers > len(supervisor.workers):
+                text += f"  {numbers.counted(status.workers, 'worker')} in all"
+        state = "sweeping" if status.phase == "sweep" else status.state.value
+        line = Table.grid(padding=(0, 2))
+        line.add_row(
+            Text(status.job, style="bold"),
+            Text(state, style=STYLES.get(status.state, "")),
+            ProgressBar(total=1.0, completed=status.progress, width=_BAR_WIDTH),
+            Text(numbers.percent(status.progress)),
+            Text(text),
+        )
+        return line

@@ -1,0 +1,79 @@
+"""``backfill run``: starts a job, goes on with it, or joins those who work on it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+import click
+
+from engine.cli.loop import run_async
+from engine.cli.progress import Display
+from engine.cli.spec_options import spec_options
+from engine.cli.terminal import Terminal, error_json, output_options
+from engine.errors import BackfillError
+from engine.events import Emit
+from engine.fleet import Interrupted, LocalRun
+from engine.fleet.signals import exit_code
+from engine.flow.result import RunResult
+from engine.model import JobState
+from engine.spec import JobSpec
+from engine.telemetry import JsonLines, finished_event, message, tee
+
+CODES: Final = {JobState.DONE: 0, JobState.FAILED: 7, JobState.CANCELLED: 8, JobState.PAUSED: 8}
+_TRY_AGAIN: Final = 75
+
+
+@click.command()
+@spec_options
+@click.option("--attach", is_flag=True, help="Only watch a job that runs elsewhere.")
+@click.option("--no-wait", is_flag=True, help="Do not wait for a paused job (exit 8), nor join other runners (75).")
+@output_options
+def run(terminal: Terminal, spec: JobSpec, attach: bool, no_wait: bool) -> int:
+    """Start a job, or go on with it where it was.
+
+    FILE is the job's spec; without it flags say the same. A job that runs already is joined. Ctrl-C finishes the
+    chunks in hand and stops; a second one aborts them. Either way the next run goes on.
+    """
+    lines = JsonLines(sys.stdout) if terminal.as_json else None
+    return run_async(_run(terminal, spec, lines, attach=attach, wait=not no_wait))
+
+
+async def _run(terminal: Terminal, spec: JobSpec, lines: JsonLines | None, *, attach: bool, wait: bool) -> int:
+    display = Display(terminal, lambda: job.supervisor)
+    emit: Emit = display if lines is None else tee(display, lines)
+    job = LocalRun(spec, emit=emit, attach=attach, wait=wait, signals=True)
+    try:
+        with display.shown():
+            result = await job.run()
+    except Interrupted as error:
+        terminal.say(f"{error}; nothing was moved by this run")
+        return error.exit_code
+    return report(terminal, lines, job, result)
+
+
+def report(terminal: Terminal, lines: JsonLines | None, job: LocalRun, result: RunResult) -> int:
+    """Say how a run ended; gives its exit code."""
+    finished = finished_event(result, rows_before=job.rows_before)
+    if lines is not None:
+        if result.error is not None:
+            lines.write(error_json(result.error))
+        lines(finished)
+    said = message(finished)
+    if said is not None:
+        terminal.say(said[1])
+    if result.error is not None:
+        terminal.error(result.error)
+    return code_of(result, job)
+
+
+def code_of(result: RunResult, job: LocalRun) -> int:
+    """The exit code of a run that ended so."""
+    error: BackfillError | None = result.error
+    if error is not None:
+        return error.exit_code
+    if result.state is JobState.DONE:
+        return 0
+    if result.drained and job.interrupted is not None:
+        return exit_code(job.interrupted)
+    return CODES.get(result.state, _TRY_AGAIN)

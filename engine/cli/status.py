@@ -1,0 +1,233 @@
+"""Looking at jobs: ``status``, ``list``, ``wait``, ``history``."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any, Final
+
+import click
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from engine.cli.loop import run_async
+from engine.cli.places import Place, job_argument, ledger_database, ledger_option, open_job, open_ledger, place_of
+from engine.cli.run import CODES
+from engine.cli.terminal import Terminal, output_options
+from engine.cli.words import STYLES, block, one_line, reason, what_next
+from engine.clock import Clock, SystemClock
+from engine.db import Database
+from engine.errors import Busy, UsageError
+from engine.ledger.records import HistoryEntry, JobStatus
+from engine.ledger.store import Ledger
+from engine.model import JobState
+from engine.spec.misfit import Misfit
+from engine.spec.units import parse_duration
+from engine.telemetry import numbers
+
+WATCH_S: Final = 1.0
+POLL_S: Final = 2.0
+"""Between two looks of ``wait``; a notification comes first where the server sends one."""
+
+
+@click.command()
+@job_argument
+@ledger_option
+@click.option("--watch", is_flag=True, help="Stay, and show every change until the job ends.")
+@output_options
+def status(terminal: Terminal, job: str, dsn: str | None, watch: bool) -> int:
+    """Show how far a job is, how fast it goes, and what holds it up."""
+    place = place_of(job, dsn)
+    if watch:
+        return run_async(_watch(terminal, place))
+    seen = run_async(_status(place))
+    if terminal.as_json:
+        terminal.json(seen.as_json())
+    else:
+        terminal.out.print(_block(seen))
+    return 0
+
+
+async def _status(place: Place) -> JobStatus:
+    async with open_job(place) as ledger:
+        return await ledger.status(place.job)
+
+
+def _block(seen: JobStatus) -> RenderableType:
+    head = Text.assemble((seen.job, "bold"), ": ", (one_line(seen), STYLES.get(seen.state, "")))
+    details = Table.grid(padding=(0, 2))
+    for label, text in block(seen):
+        details.add_row(Text(f"  {label}", style="dim"), Text(text, overflow="fold"))
+    return Group(head, details)
+
+
+async def _watch(terminal: Terminal, place: Place, clock: Clock | None = None) -> int:
+    clock = clock or SystemClock()
+    live = Live(console=terminal.out, auto_refresh=False) if terminal.out.is_terminal and not terminal.as_json else None
+    shown = ""
+    async with open_job(place) as ledger:
+        try:
+            if live is not None:
+                live.start()
+            while True:
+                seen = await ledger.status(place.job)
+                line = f"{seen.job}: {one_line(seen)}"
+                if live is not None:
+                    live.update(_block(seen), refresh=True)
+                elif terminal.as_json:
+                    terminal.json(seen.as_json())
+                elif line != shown:
+                    terminal.data(line)
+                shown = line
+                if seen.state.is_final:
+                    return 0
+                await clock.sleep(WATCH_S)
+        finally:
+            if live is not None:
+                live.stop()
+
+
+# -- list -------------------------------------------------------------------------------------------------------------
+
+
+@click.command("list")
+@ledger_option
+@output_options
+def list_jobs(terminal: Terminal, dsn: str | None) -> int:
+    """List the jobs of a ledger, the oldest first."""
+    database = ledger_database(dsn)
+    jobs = run_async(_list(database))
+    if terminal.as_json:
+        terminal.json([seen.as_json() for seen in jobs])
+    elif not jobs:
+        terminal.say(f"no jobs in {database.label}")
+    else:
+        terminal.out.print(_table(jobs))
+    return 0
+
+
+async def _list(database: Database) -> tuple[JobStatus, ...]:
+    async with open_ledger(database, required=False) as ledger:
+        return await ledger.list() if await ledger.installed_version() else ()
+
+
+def _table(jobs: tuple[JobStatus, ...]) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for column in ("job", "state"):
+        table.add_column(column, no_wrap=True)
+    for column in ("progress", "rows", "rows/s", "left", "workers"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for seen in jobs:
+        table.add_row(
+            Text(seen.job),
+            Text(seen.state.value, style=STYLES.get(seen.state, "")),
+            numbers.percent(seen.progress),
+            numbers.count(seen.rows_done),
+            numbers.count(seen.rows_per_s) if seen.rows_per_s else "",
+            numbers.duration(seen.eta_s) if seen.eta_s is not None else "",
+            str(seen.workers) if seen.workers else "",
+            Text(reason(seen)),
+        )
+    return table
+
+
+# -- wait -------------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@job_argument
+@ledger_option
+@click.option("--timeout", metavar="DURATION", help="Give up after so long (exit 75), such as 10m.")
+@output_options
+def wait(terminal: Terminal, job: str, dsn: str | None, timeout: str | None) -> int:
+    """Wait until a job ends.
+
+    The exit code is the job's, as that of run: 0 done, 7 failed, 8 cancelled.
+    """
+    seen = run_async(_wait(terminal, place_of(job, dsn), _seconds(timeout)))
+    if terminal.as_json:
+        terminal.json(seen.as_json())
+    terminal.say(f"{seen.job}: {one_line(seen)}", STYLES.get(seen.state, ""))
+    if next_step := what_next(seen):
+        terminal.say(f"  {next_step}", "dim")
+    return CODES[seen.state]
+
+
+def _seconds(timeout: str | None) -> float | None:
+    if timeout is None:
+        return None
+    try:
+        return parse_duration(timeout)
+    except Misfit as error:
+        raise UsageError(f"--timeout {error.message}", hint=error.hint) from None
+
+
+async def _wait(terminal: Terminal, place: Place, timeout_s: float | None) -> JobStatus:
+    try:
+        async with asyncio.timeout(timeout_s), open_job(place) as ledger:
+            return await _until_final(terminal, ledger, place.job)
+    except TimeoutError:
+        raise Busy(f"job {place.job} has not ended within {numbers.duration(timeout_s or 0)}") from None
+
+
+async def _until_final(terminal: Terminal, ledger: Ledger, job: str) -> JobStatus:
+    news = asyncio.Event()
+    if ledger.connection.server.capabilities.listen_notify:
+        await ledger.connection.add_listener("backfill", lambda _: news.set())
+    state: JobState | None = None
+    while True:
+        seen = await ledger.status(job)
+        if seen.state.is_final:
+            return seen
+        if seen.state is not state:
+            state = seen.state
+            terminal.say(f"{seen.job}: {one_line(seen)}")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S):
+                await news.wait()
+        news.clear()
+
+
+# -- history ----------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@job_argument
+@ledger_option
+@output_options
+def history(terminal: Terminal, job: str, dsn: str | None) -> int:
+    """Show what happened to a job: when, who, what and why.  It outlives restart."""
+    entries = run_async(_history(place_of(job, dsn)))
+    if terminal.as_json:
+        terminal.json([_entry_json(entry) for entry in entries])
+        return 0
+    for entry in entries:
+        detail = _detail(entry.detail)
+        terminal.data(f"{entry.at:%Y-%m-%d %H:%M:%S}  {entry.what:<10}  {entry.who}" + (f"  {detail}" if detail else ""))
+    return 0
+
+
+async def _history(place: Place) -> tuple[HistoryEntry, ...]:
+    async with open_ledger(place.database) as ledger:
+        entries = await ledger.history(place.job)
+    if entries:
+        return entries
+    async with open_job(place):  # neither history nor job: say so, with the nearest name
+        return ()
+
+
+def _entry_json(entry: HistoryEntry) -> dict[str, Any]:
+    return {"at": entry.at.isoformat(), "who": entry.who, "what": entry.what, "detail": entry.detail}
+
+
+def _detail(detail: dict[str, Any]) -> str:
+    """``reason: disk is filling``; what changed between two forms of the settings, and only that."""
+    from engine.spec import differences  # only a change of settings needs it
+
+    before, after = detail.get("from"), detail.get("to")
+    if isinstance(before, dict) and isinstance(after, dict):
+        return "; ".join(f"{path}: {old} -> {new}" for path, old, new in differences(before, after))
+    return ", ".join(f"{name}: {value}" for name, value in detail.items() if value is not None)

@@ -1,0 +1,158 @@
+"""Where a command's words go: data to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, wraps
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from engine.errors import BackfillError, PreflightRefused, SpecChanged, SpecError
+from engine.model import Finding, Severity
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+STYLES = {Severity.REFUSE: "bold red", Severity.WARN: "yellow", Severity.ADVISE: "cyan"}
+
+
+@dataclass
+class Terminal:
+    """The two streams of a command, and how much it may say."""
+
+    as_json: bool = False
+    quiet: bool = False
+    verbosity: int = 0
+
+    @cached_property
+    def err(self) -> Console:
+        """stderr; colours only on a terminal, and never with NO_COLOR."""
+        return Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+    @cached_property
+    def out(self) -> Console:
+        """stdout for tables and coloured text."""
+        return Console(highlight=False, soft_wrap=True, markup=False)
+
+    @property
+    def shows_progress(self) -> bool:
+        """True where a display that repaints itself makes sense."""
+        return self.err.is_terminal and not self.quiet and not self.as_json
+
+    def data(self, text: str) -> None:
+        """A result, to stdout."""
+        click.echo(text)
+
+    def json(self, item: Any) -> None:
+        """A result as JSON, in one line, to stdout."""
+        click.echo(json.dumps(item))
+
+    def say(self, text: str, style: str = "") -> None:
+        """A message, unless quiet."""
+        if not self.quiet:
+            self.err.print(text, style=style or None)
+
+    def error(self, error: BackfillError) -> None:
+        """An error with everything that it has to say, and what to do."""
+        match error:
+            case SpecError():
+                self._problems(error)
+            case PreflightRefused():
+                self.err.print("refused: the job cannot be run as it is", style="bold red")
+                for finding in error.findings:
+                    self.finding(finding)
+            case SpecChanged():
+                self.err.print(f"error: {error.message}", style="bold red")
+                for path, before, after in error.differences:
+                    self.err.print(f"  {path}: {before} -> {after}")
+                self._hint(error.hint)
+            case _:
+                code = f" ({error.sqlstate})" if error.sqlstate else ""
+                self.err.print(f"error: {error.message}{code}", style="bold red")
+                self._hint(error.hint)
+
+    def finding(self, finding: Finding) -> None:
+        """One finding of preflight: code, what was seen, what to do."""
+        self.err.print(f"{finding.severity.value:>8}  {finding.code}", style=STYLES[finding.severity], end=": ")
+        self.err.print(finding.message)
+        if finding.remedy:
+            self.err.print(f"          {finding.remedy}", style="dim")
+
+    def _problems(self, error: SpecError) -> None:
+        for problem in error.problems:
+            place = f"{error.file}:{problem.line}:{problem.column}: " if problem.line else f"{error.file}: "
+            path = f"{problem.path} " if problem.path else ""
+            self.err.print(f"{place}{path}{problem.message}", style="bold red")
+            self._hint(problem.hint)
+        self.err.print(f"error: {error.message}")
+
+    def _hint(self, hint: str) -> None:
+        if hint:
+            self.err.print(f"  hint: {hint}", style="dim")
+
+
+def error_json(error: BackfillError) -> dict[str, Any]:
+    """An error as ``--json`` shows it."""
+    shown: dict[str, Any] = {
+        "event": "error",
+        "code": error.code,
+        "message": error.message,
+        "hint": error.hint,
+        "sqlstate": error.sqlstate,
+        "exit_code": error.exit_code,
+    }
+    if isinstance(error, SpecError):
+        shown["problems"] = [
+            {"line": p.line, "column": p.column, "path": p.path, "message": p.message, "hint": p.hint}
+            for p in error.problems
+        ]
+    if isinstance(error, PreflightRefused):
+        shown["findings"] = [finding_json(f) for f in error.findings]
+    if isinstance(error, SpecChanged):
+        shown["differences"] = [{"path": p, "before": b, "after": a} for p, b, a in error.differences]
+    return shown
+
+
+def finding_json(finding: Finding) -> dict[str, str]:
+    """A finding as ``--json`` shows it."""
+    return {
+        "code": finding.code,
+        "severity": finding.severity.value,
+        "message": finding.message,
+        "remedy": finding.remedy,
+    }
+
+
+def output_options(command: Command) -> Command:
+    """Adds ``--json``, ``--quiet`` and ``-v``, and passes a ``Terminal`` as the command's first argument."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print nothing but results and errors.")
+    @click.option("-v", "--verbose", "verbosity", count=True, help="Say more; twice: everything.")
+    @wraps(command)
+    def wrapped(*args: Any, as_json: bool, quiet: bool, verbosity: int, **options: Any) -> Any:
+        terminal = click.get_current_context().ensure_object(Terminal)
+        terminal.as_json, terminal.quiet, terminal.verbosity = as_json, quiet, verbosity
+        return command(terminal, *args, **options)
+
+    return wrapped  # type: ignore[return-value]  # click keeps the options on the function
+
+
+def confirm(question: str, *, yes: bool, terminal: Terminal) -> bool:
+    """True when the person agrees, or has agreed by ``--yes``.  Without a terminal to ask on, nobody agrees."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        terminal.err.print("this needs --yes (there is no terminal to ask on)", style="bold red")
+        return False
+    return click.confirm(question, default=False, err=True)
+
+
+def leave_stdout_quietly() -> None:
+    """The reader of stdout is gone: let the interpreter's last flush go nowhere instead of failing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,116 @@
+"""One job in this process, from its spec to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import nullcontext
+from typing import Any, Final
+
+from engine.db import Database
+from engine.errors import Busy, UnknownJob
+from engine.events import Emit, ignore
+from engine.fleet.signals import NAMES, Interrupted, TwoSignals
+from engine.flow.prepare import endpoints_of, inspect
+from engine.flow.result import RunResult
+from engine.flow.supervisor import Supervisor
+from engine.ledger.store import Ledger
+from engine.model import JobState
+from engine.spec import JobSpec
+
+ABORT_S: Final = 3.0
+"""How long an aborted run may take to close what it holds before it is cut off."""
+
+
+class LocalRun:
+    """Runs ``spec`` with workers in this process; ``await run.run()`` once.
+
+    ``attach``: only watch.  ``wait`` False: a paused job, or one that others work on, is not waited for.
+    ``signals``: handle SIGINT and SIGTERM (main thread only).  ``supervisor`` is there once the job is prepared.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        *,
+        emit: Emit = ignore,
+        attach: bool = False,
+        wait: bool = True,
+        signals: bool = False,
+    ) -> None:
+        self.spec = spec
+        self.supervisor: Supervisor | None = None
+        self.rows_before = 0  # what the job had moved when this run began
+        self._emit = emit
+        self._attach = attach
+        self._wait = wait
+        self._signals = TwoSignals(self._drain, self._abort) if signals else None
+        self._task: asyncio.Task[Any] | None = None
+
+    @property
+    def interrupted(self) -> signal.Signals | None:
+        """The first signal that came, if one did."""
+        return self._signals.first if self._signals is not None else None
+
+    async def run(self) -> RunResult:
+        """Work the job to its end.
+
+        Raises ``BackfillError`` for what keeps the job from being opened, ``Busy`` when others work on it and waiting
+        was not wanted, and ``Interrupted`` when a signal came before the job was opened.
+        """
+        self._task = asyncio.current_task()
+        with self._signals.watched() if self._signals is not None else nullcontext():
+            try:
+                return await self._run()
+            except asyncio.CancelledError:
+                if self.interrupted is None:
+                    raise
+                raise Interrupted(self.interrupted) from None
+
+    async def _run(self) -> RunResult:
+        databases = endpoints_of(self.spec)
+        await self._look_at_ledger(databases[1])
+        inspection = await inspect(self.spec, databases)
+        supervisor = Supervisor(
+            inspection.prepared(),
+            workers=self.spec.workers,
+            emit=self._emit,
+            wait=self._wait,
+            attach=self._attach,
+        )
+        self.supervisor = supervisor
+        return await supervisor.run()
+
+    async def _look_at_ledger(self, target: Database) -> None:
+        """What the job has behind it; and the two cases in which there is nothing for us to do."""
+        connection = await target.connect("look")
+        try:
+            ledger = Ledger(connection)
+            known = await ledger.installed_version() > 0 and await ledger.find(self.spec.name) is not None
+            if not known:
+                if self._attach:
+                    raise UnknownJob(
+                        f"no job named {self.spec.name!r} to attach to", hint="without --attach, run starts it"
+                    )
+                return
+            status = await ledger.status(self.spec.name)
+        finally:
+            await connection.close()
+        self.rows_before = status.rows_done
+        if not self._wait and not self._attach and status.state is JobState.RUNNING and status.workers:
+            raise Busy(
+                f"job {self.spec.name} is being worked on by others ({status.workers} workers)",
+                hint="without --no-wait, run joins them",
+            )
+
+    def _drain(self, number: signal.Signals) -> None:
+        if self.supervisor is not None:
+            self.supervisor.drain(NAMES[number])
+        elif self._task is not None:
+            self._task.cancel()
+
+    def _abort(self) -> None:
+        if self.supervisor is not None:
+            self.supervisor.abort()
+        if self._task is not None:
+            asyncio.get_running_loop().call_later(ABORT_S, self._task.cancel)

@@ -1,0 +1,26 @@
+"""The flow: the only room where data is awaited.
+
+Owns the life of a run: preparing a job from its spec and the catalogue (``prepare``), opening it in the ledger
+(``opening``), the start barrier (``barrier``), this process's part in it (``supervisor``), its workers (``worker``,
+``steal``), where chunks end (``bounds``), and how one chunk moves (``movers``).
+
+Refuses to know people: no printing, no flags, no exit codes.  What happens is emitted as ``engine.events``.
+
+Invariants
+
+* A chunk's bound is fixed before anything of it is read; a span ends at its frozen upper bound and in no other way.
+* Rows, cursor and fence commit in one transaction.
+* After a lost connection the span is claimed again, with the next epoch, before its cursor is read.
+* A worker begins no chunk under a lease it may have lost, and stops itself before the database would let others in.
+* Whatever can go wrong is classified in one place (``engine.db.failures``); what no server said is a mistake of ours and
+  ends the process, not the job.
+"""
+
+from __future__ import annotations
+
+from engine.flow.prepare import Inspection, Prepared, endpoints_of, inspect
+from engine.flow.result import RunResult
+from engine.flow.shared import Leases
+from engine.flow.supervisor import Supervisor
+
+__all__ = ["Inspection", "Leases", "Prepared", "RunResult", "Supervisor", "endpoints_of", "inspect"]

@@ -1,0 +1,83 @@
+"""Events as sentences for the person at the terminal."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from engine.events import (
+    ChunkCommitted,
+    ChunkRetried,
+    Draining,
+    Event,
+    JobFinished,
+    JobOpened,
+    LeaseLost,
+    PhaseChanged,
+    SpanClaimed,
+    SpanReleased,
+    StateChanged,
+    Waiting,
+)
+from engine.model import JobState, Phase
+from engine.telemetry import numbers
+
+
+class Level(IntEnum):
+    """From which verbosity on a sentence is shown: always, with ``-v``, with ``-vv``."""
+
+    NORMAL = 0
+    VERBOSE = 1
+    DEBUG = 2
+
+
+_ENDS = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+def message(event: Event) -> tuple[Level, str] | None:
+    """What to say of an event and from which level on; None where the progress display says it already."""
+    match event:
+        case JobOpened():
+            where = event.source if event.source == event.target else f"{event.source} -> {event.target}"
+            fresh = "" if event.resumed else "new, "
+            rows = f"about {numbers.count(event.rows_estimated)} rows"
+            return Level.NORMAL, f"{event.job} ({fresh}{event.mode.value}): {where}, {rows}"
+        case StateChanged() if event.state in _ENDS:
+            return None  # the end of the run has its own words
+        case StateChanged():
+            return Level.NORMAL, event.state.value + (f": {event.reason}" if event.reason else "")
+        case PhaseChanged() if event.phase is Phase.SWEEP:
+            return Level.NORMAL, "all rows are moved; looking for rows that were deleted at the source meanwhile"
+        case Waiting():
+            return Level.NORMAL, f"waiting for: {event.reason}" if event.reason else "moving again"
+        case Draining():
+            return Level.NORMAL, f"stopping ({event.reason}): the chunks in hand are finished; once more aborts them"
+        case LeaseLost():
+            return Level.NORMAL, f"{event.worker}: span {event.span} was taken over by another worker"
+        case ChunkRetried():
+            cause = event.sqlstate or "a lost connection"
+            again = f"{event.worker}: {event.action} after {cause}, in {numbers.duration(event.delay_s)}"
+            return Level.VERBOSE, again
+        case SpanClaimed():
+            how = "stole" if event.stolen else "claimed"
+            return Level.VERBOSE, f"{event.worker}: {how} span {event.span} (epoch {event.epoch})"
+        case SpanReleased():
+            how = "finished" if event.finished else "released"
+            return Level.VERBOSE, f"{event.worker}: {how} span {event.span}"
+        case ChunkCommitted():
+            seen = event.observation
+            moved = f"{seen.rows:,} of {seen.scanned:,} rows in {numbers.duration(seen.server_s)}"
+            return Level.DEBUG, f"{event.worker}: span {event.span}: {moved}, next {event.next_rows:,}"
+        case JobFinished():
+            return Level.NORMAL, finished(event)
+        case _:
+            return None
+
+
+def finished(event: JobFinished) -> str:
+    """The last sentence of a run."""
+    if event.state is JobState.DONE and event.resumed and event.rows_per_s == 0:
+        return f"{event.job} is done already ({numbers.count(event.rows)} rows): nothing was moved"
+    moved = f"{numbers.count(event.rows)} rows, {numbers.size(event.bytes)}, {numbers.counted(event.chunks, 'chunk')}"
+    pace = f"{numbers.duration(event.seconds)}, {numbers.per_second(event.rows_per_s)}"
+    retries = f", {numbers.counted(event.retries, 'retry').replace('retrys', 'retries')}" if event.retries else ""
+    return f"{event.job} is {event.state.value}: {moved}{retries}; this run {pace}"

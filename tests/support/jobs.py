@@ -1,0 +1,83 @@
+"""Jobs in tests: a spec from a few words, run in this process by the product's own supervisor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.events import Event
+from engine.flow import Leases, Prepared, RunResult, Supervisor, endpoints_of, inspect
+from engine.model import JobState
+from engine.spec import Dsn, Endpoint, JobSpec, TableRef
+from tests.support.databases import FreshDatabase
+
+SHORT = Leases(lease_s=2.0)
+"""Leases for tests that wait for one to run out."""
+
+
+def endpoint(database: FreshDatabase | str, table: str) -> Endpoint:
+    """A table of a database; ``schema.table`` or a bare name in ``public``."""
+    schema, _, name = table.rpartition(".")
+    dsn = database if isinstance(database, str) else database.dsn
+    return Endpoint(dsn=Dsn(dsn), table=TableRef(schema or "public", name))
+
+
+def in_place(database: FreshDatabase | str, table: str, assignments: dict[str, str], **settings: Any) -> JobSpec:
+    """A job that fills columns of a table."""
+    return JobSpec(**{"name": "job", "source": endpoint(database, table), "set": assignments} | settings)
+
+
+def into(
+    source: FreshDatabase | str, table: str, target: FreshDatabase | str, target_table: str, **settings: Any
+) -> JobSpec:
+    """A job into another table: of the same database when both are the same object, else a copy."""
+    there = endpoint(target, target_table)
+    if target is source:
+        there = Endpoint(table=there.table)
+    return JobSpec(**{"name": "job", "source": endpoint(source, table), "target": there} | settings)
+
+
+@dataclass(slots=True)
+class Ran:
+    """A finished run: its result and every event, in order."""
+
+    result: RunResult
+    events: list[Event] = field(default_factory=list)
+
+    def of(self, kind: type[Event]) -> list[Any]:
+        """The events of one kind."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+async def prepare(spec: JobSpec) -> Prepared:
+    """Inspect and prepare; raises what preflight refuses."""
+    return (await inspect(spec, endpoints_of(spec))).prepared()
+
+
+async def run(spec: JobSpec, *, workers: int = 2, seed: int = 1, **options: Any) -> Ran:
+    """Run the job in this process until it ends."""
+    events: list[Event] = []
+    supervisor = Supervisor(await prepare(spec), workers=workers, emit=events.append, seed=seed, **options)
+    return Ran(await supervisor.run(), events)
+
+
+async def run_to_done(spec: JobSpec, **options: Any) -> Ran:
+    """Run the job and see that it is done."""
+    ran = await run(spec, **options)
+    assert ran.result.error is None, ran.result.error
+    assert ran.result.state is JobState.DONE
+    return ran
+
+
+def differing(database: FreshDatabase, left: str, right: str) -> int:
+    """How many rows of two queries differ, in both directions, duplicates counted."""
+    return int(
+        database.sql(
+            f"SELECT count(*) FROM ((({left}) EXCEPT ALL ({right})) UNION ALL (({right}) EXCEPT ALL ({left}))) d"
+        )
+    )
+
+
+def rows_of(database: FreshDatabase, query: str) -> list[str]:
+    """The rows of a query as sorted lines of text: comparable between databases."""
+    return sorted(database.sql(query).splitlines())
