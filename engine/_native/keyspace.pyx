@@ -110,13 +110,13 @@ cdef void encode_all(
     const uint8_t[::1] data, const int64_t[::1] offsets, unsigned int base, int digits, uint64_t[:, ::1] codes,
 ) noexcept nogil:
     cdef Py_ssize_t i, at, end
-    cdef int n
+    cdef int _n
     cdef uint128_t code
     for i in range(codes.shape[0]):
         code = 0
         at = offsets[i]
         end = offsets[i + 1]
-        for n in range(digits):
+        for _n in range(digits):
             code = code * base
             if at < end:
                 code = code + data[at]

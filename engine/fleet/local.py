@@ -114,3 +114,17 @@ class LocalRun:
             self.supervisor.abort()
         if self._task is not None:
             asyncio.get_running_loop().call_later(ABORT_S, self._task.cancel)
+
+
+async def run_job(
+    spec: JobSpec, *, workers: int | None = None, emit: Emit = ignore, wait: bool = True
+) -> RunResult:
+    """Run a job in this process to its end, or join those who work on it; the programmer's ``backfill run``.
+
+    ``workers`` replaces the spec's number.  ``emit`` hears every event.  ``wait`` False: a job that is paused or worked
+    on by others is not waited for.  The result tells how the job ended; raises ``BackfillError`` for what kept it from
+    being opened.  Cancelling the task ends the run: what was in hand rolls back, and the next run goes on.
+    """
+    if workers is not None:
+        spec = JobSpec.model_validate(dict(spec) | {"workers": workers})
+    return await LocalRun(spec, emit=emit, wait=wait).run()

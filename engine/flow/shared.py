@@ -65,15 +65,16 @@ class Stop:
         """Return once somebody asked."""
         await self._event.wait()
 
-    async def pause(self, clock: Clock, seconds: float) -> bool:
-        """Sleep, but not longer than until somebody asks.  True when somebody did."""
-        sleeping = asyncio.ensure_future(clock.sleep(seconds))
-        waiting = asyncio.ensure_future(self._event.wait())
+    async def pause(self, clock: Clock, seconds: float, also: asyncio.Event | None = None) -> bool:
+        """Sleep, but not longer than until somebody asks, or until ``also``.  True when somebody asked."""
+        waits = [asyncio.ensure_future(clock.sleep(seconds)), asyncio.ensure_future(self._event.wait())]
+        if also is not None:
+            waits.append(asyncio.ensure_future(also.wait()))
         try:
-            await asyncio.wait((sleeping, waiting), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            sleeping.cancel()
-            waiting.cancel()
+            for waiting in waits:
+                waiting.cancel()
         return self._event.is_set()
 
 
@@ -96,6 +97,7 @@ class Shared:
     emit: Emit
     check_schema: Callable[[], Awaitable[None]]  # raises SchemaDrift when a table changed under the job
     stop: Stop = field(default_factory=Stop)
+    released: asyncio.Event = field(default_factory=asyncio.Event)  # a span was let go of: look for work again
     failure: BackfillError | None = None  # what stopped the job, when one of our workers met it
     rows: int = 0  # written by this process
     bytes: int = 0

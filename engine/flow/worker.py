@@ -43,6 +43,8 @@ PATIENCE_S: Final = 900.0
 IDLE_POLL_S: Final = 0.1
 """Between two looks for work while others hold all of it."""
 
+LIMITED_CHUNK_S: Final = 1.0
+
 NO_SPAN: Final = "no span left to claim"
 RATE_WINDOW_S: Final = 3.0
 
@@ -118,14 +120,14 @@ class Worker:
         began = shared.clock.now()
         try:
             while not shared.stop.is_set:
+                shared.released.clear()
                 span = await self._claim() or await self._steal()
                 if span is not None:
                     return span
                 if await self._ledger.unfinished(shared.job_id, shared.phase) == 0:
                     return None
                 self.waiting = NO_SPAN
-                if await shared.stop.pause(shared.clock, jittered(IDLE_POLL_S, shared.rng)):
-                    return None
+                await shared.stop.pause(shared.clock, jittered(IDLE_POLL_S, shared.rng), also=shared.released)
             return None
         finally:
             self.waiting = ""
@@ -190,9 +192,9 @@ class Worker:
         """One chunk: bound, admission, move, observation.  Returns the span as it stands afterwards."""
         shared = self._shared
         crashpoint("boundary.before")
-        bound = await self._bounds.next(span.cursor, span.hi, self.sizer.rows)
+        bound = await self._bounds.next(span.cursor, span.hi, self._wanted_rows)
         crashpoint("boundary.after")
-        self._bounds.look_ahead(bound.to, span.hi, self.sizer.rows)
+        self._bounds.look_ahead(bound.to, span.hi, self._wanted_rows)
         admission = shared.bucket.try_acquire(bound.scanned) or await self._admission(bound.scanned)
         if admission is None:
             return span
@@ -205,6 +207,14 @@ class Worker:
             admission.settle(0)  # a refund, unless it was settled
         self._learn(span, bound, observation, admission.waited_s)
         return replace(span, cursor=bound.to, rows=span.rows + observation.rows)
+
+    @property
+    def _wanted_rows(self) -> int:
+        """What the sizer asks for, but under a low limit no more than a second of it: a limit of 1,000 rows/s means a
+        small chunk every second, not a large one every minute.
+        """
+        rate = self._shared.bucket.rate
+        return self.sizer.rows if rate is None else max(1, min(self.sizer.rows, int(rate * LIMITED_CHUNK_S)))
 
     async def _admission(self, cost: int) -> Admission | None:
         """Wait for the bucket, but not longer than until asked to stop (None)."""
@@ -295,6 +305,7 @@ class Worker:
         except Exception:
             return  # its lease runs out by itself
         crashpoint("release.after")
+        self._shared.released.set()
         self._shared.emit(SpanReleased(job=self._shared.job, worker=self.name, span=span.id, finished=span.is_finished))
 
     # -- failures ---------------------------------------------------------------------------------------------------

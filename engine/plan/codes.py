@@ -235,7 +235,7 @@ class Days:
 
 
 class Microseconds:
-    """Timestamps, in microseconds since 2000-01-01; ``zone`` is what the server writes after a time: +00, or nothing."""
+    """Timestamps, in microseconds since 2000-01-01; ``zone`` is what the server writes after a time, +00 or nothing."""
 
     def __init__(self, zone: str) -> None:
         self._zone = zone

@@ -198,7 +198,7 @@ class KeySpace:
         return self._number(first[0]) <= self._number(second[0])
 
     def between(self, lo: KeyValue, hi: KeyValue, shares: Sequence[float]) -> list[KeyValue]:
-        """Leading values at these shares (0..1) of the way from ``lo`` to ``hi``, whatever the rows; none of the two."""
+        """Leading values at these shares (0..1) of the way from ``lo`` to ``hi``; rows do not matter."""
         first, last = self._number(lo[0]), self._number(hi[0])
         numbers = sorted({first + int((last - first) * Fraction(share)) for share in shares} - {first, last})
         return [(value,) for value in self._decode(to_codes(numbers))] if numbers else []
@@ -316,7 +316,7 @@ def _scaled(along: NDArray[np.float64], rows: float) -> NDArray[np.float64]:
     """Row counts in proportion, the last being ``rows``; spread evenly where none of them differs from zero."""
     if along[-1] <= 0:
         return np.linspace(0.0, rows, len(along))
-    scaled = np.minimum(along * (rows / along[-1]), rows)
+    scaled: NDArray[np.float64] = np.minimum(along * (rows / along[-1]), rows)
     scaled[-1] = rows
     return scaled
 

@@ -32,8 +32,8 @@ MOST_SPANS: Final = 4096
 """Each boundary is a probe while planning and each span a row of the ledger; stealing cuts finer where it matters."""
 
 LOOKS_FOR_HOLES: Final = 5
-"""Rounds of probing at the boundaries.  A bucket of the histogram does not say that all its rows lie at one end of it; the
-keys on both sides of a boundary do.  Each round finds one more of the widest holes in a bucket, as a rule."""
+"""Rounds of probing at the boundaries.  A bucket of the histogram does not say that all its rows lie at one end of it;
+the keys on both sides of a boundary do.  Each round finds one more of the widest holes in a bucket, as a rule."""
 
 MOST_SPANS_TO_LOOK_AT: Final = 512  # with more of them, one that is twice its size is still a small one
 

@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from engine.db import Action, Connection, ConnectionLost, Database, classify
-from engine.db.connection import CLOSE_DEADLINE_S
+from engine.db.connection import CLOSE_DEADLINE_S, RECOVERY_DEADLINE_S
 from engine.embedded import EmbeddedServer
 from engine.model import Side, TableName
 from tests.support.databases import FreshDatabase, on_each_major
@@ -238,6 +238,24 @@ async def test_a_sink_that_fails_stops_the_query_and_leaves_a_usable_session(con
         await connection.copy_out("SELECT generate_series(1, 1000000000::bigint)", sink)
     assert time.monotonic() - started < SOON_S
     assert await connection.fetchval("SELECT 1") == 1
+
+
+async def test_a_sink_that_fails_while_the_server_is_silent_costs_the_session_and_little_time(
+    server: EmbeddedServer, connect: Open, database: FreshDatabase
+) -> None:
+    async with Gate(server.host, server.port) as gate:
+        connection = await connect(dsn=gate.dsn(database.dsn))
+
+        async def sink(piece: bytes) -> None:
+            gate.silence()
+            gate.refusing = True
+            raise RuntimeError("full")
+
+        started = time.monotonic()
+        with pytest.raises(RuntimeError, match="full"):
+            await connection.copy_out("SELECT generate_series(1, 1000000000::bigint)", sink)
+        assert connection.is_closed
+        assert time.monotonic() - started < RECOVERY_DEADLINE_S + 1
 
 
 async def test_an_error_of_the_server_in_copy_in_shows_and_leaves_a_usable_session(connect: Open) -> None:

@@ -87,8 +87,8 @@ TYPES = {
     "text, uuid": (
         key_of(name=("text", "text"), id=("uuid", "uuid")),
         'name text COLLATE "C", id uuid',
-        "SELECT (ARRAY['', 'Abel', 'adam', 'bo-ris', $$it's \\ \"x\"$$, 'Éric'])[1 + i % 6], gen_random_uuid()"
-        " FROM generate_series(1, 2000) i",
+        """SELECT (ARRAY['', 'Abel', 'adam', 'bo-ris', $$it's \\ "x"$$, 'Éric'])[1 + i % 6], gen_random_uuid()
+        FROM generate_series(1, 2000) i""",
     ),
     "char(n)": (
         key_of(id=("text", "bpchar")),
@@ -98,7 +98,8 @@ TYPES = {
     "numeric with NaN": (
         key_of(id=("numeric", "numeric")),
         "id numeric",
-        "SELECT i::numeric ^ 5 / 7 FROM generate_series(-1000, 1000) i UNION ALL VALUES ('NaN'::numeric), ('-Infinity')",
+        """SELECT i::numeric ^ 5 / 7 FROM generate_series(-1000, 1000) i
+        UNION ALL VALUES ('NaN'::numeric), ('-Infinity')""",
     ),
     "double with NaN": (
         key_of(id=("float", "double precision")),
@@ -108,8 +109,8 @@ TYPES = {
     "timestamptz with infinities": (
         key_of(at=("timestamptz", "timestamp with time zone")),
         "at timestamptz",
-        "SELECT '2024-01-01'::timestamptz + i * i * interval '1 second' FROM generate_series(0, 2000) i"
-        " UNION ALL VALUES ('-infinity'::timestamptz), ('infinity'), ('0044-03-15 12:00:00 BC'), ('50000-01-01')",
+        """SELECT '2024-01-01'::timestamptz + i * i * interval '1 second' FROM generate_series(0, 2000) i
+        UNION ALL VALUES ('-infinity'::timestamptz), ('infinity'), ('0044-03-15 12:00:00 BC'), ('50000-01-01')""",
     ),
     "date": (
         key_of(day=("date", "date")),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
+import itertools
 import math
 import uuid
 from decimal import Decimal
@@ -26,7 +27,7 @@ def codes_in(codec, texts):
 
 
 def rises(numbers):
-    return all(a <= b for a, b in zip(numbers, numbers[1:], strict=False))
+    return all(a <= b for a, b in itertools.pairwise(numbers))
 
 
 INTS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(-5, 5))
@@ -68,9 +69,9 @@ def test_byte_strings_rise_with_their_bytes(values, beginning):
     codec = codec_for(column("bytea"), texts)
     numbers = codes_in(codec, texts)
     assert rises(numbers)
-    for value, back in zip(values, codec.decode(codec.encode(texts)), strict=True):
+    for value, text in zip(values, codec.decode(codec.encode(texts)), strict=True):
         # Sixteen bytes after the common beginning fit into a code, and trailing zeros cannot be told from none.
-        back = bytes.fromhex(back[2:])
+        back = bytes.fromhex(text[2:])
         assert back <= value
         if len(value) <= 16:
             assert back.rstrip(b"\0") == value.rstrip(b"\0")
@@ -140,7 +141,7 @@ def test_floats_rise_with_nan_above_infinity(known, others):
 
 @given(st.dates())
 def test_dates_are_the_calendars_days(date):
-    days = (date - datetime.date(2000, 1, 1)).days
+    days = (date - dt.date(2000, 1, 1)).days
     text = f"{date.year:04d}-{date.month:02d}-{date.day:02d}"
     assert parse_date(text) == days
     assert format_date(days) == text
@@ -160,10 +161,10 @@ def test_dates_before_christ_and_of_five_digit_years_are_spelled_as_the_server_d
 
 @given(st.datetimes())
 def test_timestamps_are_the_calendars_microseconds(moment):
-    microseconds = (moment - datetime.datetime(2000, 1, 1)) // datetime.timedelta(microseconds=1)  # noqa: DTZ001
+    microseconds = (moment - dt.datetime(2000, 1, 1)) // dt.timedelta(microseconds=1)  # noqa: DTZ001
     text = format_timestamp(microseconds, "+00")
     assert parse_timestamp(text) == microseconds
-    assert datetime.datetime.fromisoformat(text).replace(tzinfo=None) == moment
+    assert dt.datetime.fromisoformat(text).replace(tzinfo=None) == moment
 
 
 MOMENTS = st.one_of(st.integers(-10, 10), st.integers(-2_451_545 * DAY_US, 106_751_991 * DAY_US))

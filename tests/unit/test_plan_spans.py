@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from decimal import Decimal
 
@@ -30,7 +31,7 @@ def assert_tiled(plan, table):
     assert bounds[-1] == table.keys[-1]
     assert existing.issuperset(bounds)
     sort_keys = [table.sort_key(bound) for bound in bounds]
-    assert all(a < b for a, b in zip(sort_keys, sort_keys[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(sort_keys))
 
 
 def unevenness(plan, table):

@@ -1,0 +1,71 @@
+"""``backfill worker``: lends this host's workers to the jobs of a ledger."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from engine.cli.loop import run_async
+from engine.cli.places import dsn_of
+from engine.cli.progress import Display
+from engine.cli.run import CODES
+from engine.cli.terminal import Terminal, output_options
+from engine.events import Event
+from engine.fleet import Lent, Pool
+from engine.fleet.pool import DEFAULT_VARIABLES, JobLeftAside
+from engine.fleet.signals import exit_code
+from engine.spec import Dsn
+from engine.telemetry import JsonLines, tee
+
+
+@click.command()
+@click.option("--dsn", metavar="DSN", help="The target's database, with the ledger. Default: BACKFILL_DSN, else PG*.")
+@click.option("--source-dsn", metavar="DSN", help="The source of jobs between two databases.")
+@click.option("--job", "jobs", multiple=True, metavar="NAME", help="Only this job; may be given several times.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Workers. Default: as each job says.")
+@click.option("--env", "variables", multiple=True, metavar="NAME", help="A variable that a job's dsn may refer to.")
+@click.option("--once", is_flag=True, help="End when no job is left to work.")
+@output_options
+def worker(
+    terminal: Terminal,
+    dsn: str | None,
+    source_dsn: str | None,
+    jobs: tuple[str, ...],
+    workers: int | None,
+    variables: tuple[str, ...],
+    once: bool,
+) -> int:
+    """Work the jobs of a ledger, one after another, beside whoever else does.
+
+    Connections are this host's own: the ledger's database by --dsn, sources by --source-dsn, or by a job's own
+    reference where it names SOURCE_DSN, TARGET_DSN, or a variable allowed by --env.
+    """
+    lent = Lent(
+        target=dsn_of(dsn, "--dsn") if dsn else Dsn.from_environment(os.environ),
+        source=dsn_of(source_dsn, "--source-dsn") if source_dsn else None,
+        variables=frozenset((*DEFAULT_VARIABLES, *variables)),
+    )
+    return run_async(_work(terminal, lent, jobs, workers, once=once))
+
+
+async def _work(terminal: Terminal, lent: Lent, jobs: tuple[str, ...], workers: int | None, *, once: bool) -> int:
+    display = Display(terminal, lambda: pool.supervisor)
+
+    def tell(event: Event) -> None:
+        if isinstance(event, JobLeftAside):
+            terminal.say(f"{event.job} is left to others: {event.reason}", "yellow")
+        display(event)
+
+    emit = tee(tell, JsonLines(sys.stdout)) if terminal.as_json else tell
+    pool = Pool(lent, workers=workers, only=jobs, once=once, emit=emit)
+    with display.shown():
+        await pool.run()
+    for result in pool.results:
+        terminal.say(f"{result.job} is {result.state.value} ({result.rows:,} rows)")
+        if result.error is not None:
+            terminal.error(result.error)
+    if pool.interrupted is not None:
+        return exit_code(pool.interrupted)
+    return max((CODES.get(result.state, 0) for result in pool.results), default=0)
