@@ -48,7 +48,7 @@ class Stage:
 
     def __init__(self, major: int, *, smoke: bool) -> None:
         self.settings = {**SETTINGS, **(SMALL if smoke else {})}
-        self.server = EmbeddedServer(major, settings=self.settings, durable=True)
+        self.server = EmbeddedServer(major, settings=self.settings, durable=not smoke)
         if "lz4" in _configured_with(self.server.bin("pg_config")):
             self.server.configure({"wal_compression": "lz4"})
             self.settings["wal_compression"] = "lz4"

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from engine._version import __version__
 
 if TYPE_CHECKING:
-    from engine.fleet.local import run_job
     from engine.errors import BackfillError
     from engine.events import Event
+    from engine.fleet.local import run_job
     from engine.flow.result import RunResult
     from engine.model import JobState
     from engine.spec import JobSpec, load_spec

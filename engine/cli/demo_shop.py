@@ -11,7 +11,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import asyncpg
 
@@ -57,16 +57,14 @@ CREATE TABLE orders_v2 (
 )
 """
 
-COLUMNS: Final = {
-    "id": "id",
-    "customer_id": "customer_id",
-    "status": "status",
-    "amount_cents": "(amount * 100)::bigint",
-    "note": "note",
-    "created_at": "created_at",
-    "flag": "flag",
-}
-"""Column of ``orders_v2`` -> expression over ``orders``: the job's ``columns``."""
+SPEC: Final = """\
+name: orders-to-orders-v2
+source: {dsn: "${SHOP_DSN}", table: orders}
+target: {table: orders_v2}
+columns: {id: id, customer_id: customer_id, status: status, note: note, created_at: created_at, flag: flag,
+          amount_cents: "(amount * 100)::bigint"}
+"""
+"""The job, as a user would write it."""
 
 DUAL_WRITE: Final = """
 CREATE FUNCTION orders_dual_write() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -185,7 +183,7 @@ class Customers:
         self._rng = rng
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> Customers:
+    async def __aenter__(self) -> Self:
         connections = [await asyncpg.connect(self._dsn) for _ in range(CLIENTS)]
         self._tasks = [asyncio.create_task(self._serve(c, n), name=f"customer {n}") for n, c in enumerate(connections)]
         return self

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 import click
-from rich.table import Table as Grid
 from rich.text import Text
 
 from engine.cli.loop import run_async
@@ -70,10 +69,7 @@ def _stays_on_page(seen: Inspection) -> bool:
 
 def _show(terminal: Terminal, seen: Inspection, guess: Forecast | None) -> None:
     terminal.out.print(Text.assemble((seen.spec.name, "bold"), f": {_WORDS[seen.mode]}"))
-    grid = Grid.grid(padding=(0, 2))
-    for label, text in _lines(seen, guess):
-        grid.add_row(Text(f"  {label}", style="dim"), Text(text, overflow="fold"))
-    terminal.out.print(grid)
+    terminal.details(_lines(seen, guess))
     for finding in seen.findings:
         terminal.out.print(_finding(finding))
     refused = refusals(seen.findings)

@@ -91,7 +91,9 @@ async def _cleanup_job(terminal: Terminal, place: Place, *, yes: bool, force: bo
         status = await ledger.status(place.job)
         _refuse_alive(status, force=force)
         terminal.say(f"{status.job}: {one_line(status)}")
-        terminal.say(f"removes from {place.database.label}: the job and its {status.spans_total} spans; keeps its history")
+        terminal.say(
+            f"removes from {place.database.label}: the job and its {status.spans_total} spans; keeps its history"
+        )
         if not status.state.is_final:
             terminal.say("it has not ended: where it stands would be lost", "yellow")
         if not confirm("remove it?", yes=yes, terminal=terminal):

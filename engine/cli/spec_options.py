@@ -12,6 +12,7 @@ import click
 from engine.errors import UsageError
 from engine.model import ConflictPolicy, Deletes
 from engine.spec import JobSpec, load_spec, spec_from_flags
+from engine.spec.models import MAX_WORKERS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -31,7 +32,7 @@ _OPTIONS: Final = (
     click.option("--key", metavar="COLUMN[,COLUMN…]", help="The key to page through. Default: the primary key."),
     click.option("--on-conflict", metavar="POLICY", help=f"{' | '.join(ConflictPolicy)}, as in newest(column)."),
     click.option("--deletes", metavar="HOW", help=" | ".join(Deletes)),
-    click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Chunks in flight at once."),
+    click.option("--workers", type=click.IntRange(1, MAX_WORKERS), metavar="N", help="Chunks in flight at once."),
     click.option("--chunk-target", metavar="DURATION", help="How long a chunk should take, such as 250ms."),
     click.option("--chunk-min-rows", type=int, metavar="N"),
     click.option("--chunk-max-rows", type=int, metavar="N"),
@@ -58,9 +59,31 @@ def spec_options(command: Command) -> Command:
 
 
 _NAMES: Final = tuple(
-    "dsn table source_dsn source_table target_dsn target_table name set_columns columns where done key on_conflict"
-    " deletes workers chunk_target chunk_min_rows chunk_max_rows chunk_max_bytes max_rows_per_s accept role"
-    " lock_timeout".split()
+    [
+        "dsn",
+        "table",
+        "source_dsn",
+        "source_table",
+        "target_dsn",
+        "target_table",
+        "name",
+        "set_columns",
+        "columns",
+        "where",
+        "done",
+        "key",
+        "on_conflict",
+        "deletes",
+        "workers",
+        "chunk_target",
+        "chunk_min_rows",
+        "chunk_max_rows",
+        "chunk_max_bytes",
+        "max_rows_per_s",
+        "accept",
+        "role",
+        "lock_timeout",
+    ]
 )
 _BESIDE_A_FILE: Final = ("workers",)
 
@@ -78,5 +101,5 @@ def read_spec(file: str | None, flags: dict[str, Any]) -> JobSpec:
         raise UsageError(f"{names} beside a spec file", hint="write it into the file, or leave the file out")
     spec = load_spec(file, os.environ)
     if "workers" in given:
-        spec = JobSpec.model_validate(dict(spec) | {"workers": given["workers"]})
+        spec = spec.model_copy(update={"workers": given["workers"]})
     return spec

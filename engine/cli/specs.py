@@ -55,9 +55,11 @@ def init(
         terminal.data(text.rstrip("\n"))
         return 0
     _write_new(Path(output), text)
-    terminal.say(f"wrote {output}; next: fill in REPLACE_ME, then backfill plan {output}" if "REPLACE_ME" in text else (
-        f"wrote {output}; next: backfill plan {output}"
-    ))
+    terminal.say(
+        f"wrote {output}; next: fill in REPLACE_ME, then backfill plan {output}"
+        if "REPLACE_ME" in text
+        else (f"wrote {output}; next: backfill plan {output}")
+    )
     return 0
 
 
@@ -68,7 +70,8 @@ async def _look(
     source_dsn = dsn_of(dsn, "--dsn") if dsn else Dsn.from_environment(os.environ)
     source = await _inspect(source_dsn, source_ref, Side.SOURCE)
     key = choose_key(JobSpec(name="init", source=Endpoint(table=source_ref), set={"any": "null"}), source).key
-    shared, missing = columns, ()
+    shared: tuple[str, ...] = columns
+    missing: tuple[str, ...] = ()
     if target_ref is not None:
         other = dsn_of(target_dsn, "--target-dsn") if target_dsn else source_dsn
         shared, missing = _match(source, await _inspect(other, target_ref, Side.TARGET))

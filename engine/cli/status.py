@@ -31,6 +31,8 @@ WATCH_S: Final = 1.0
 POLL_S: Final = 2.0
 """Between two looks of ``wait``; a notification comes first where the server sends one."""
 
+_LEFT_COLUMNS: Final = (0, 1, 7)
+
 
 @click.command()
 @job_argument
@@ -46,7 +48,8 @@ def status(terminal: Terminal, job: str, dsn: str | None, watch: bool) -> int:
     if terminal.as_json:
         terminal.json(seen.as_json())
     else:
-        terminal.out.print(_block(seen))
+        terminal.out.print(_head(seen))
+        terminal.details(block(seen))
     return 0
 
 
@@ -56,11 +59,14 @@ async def _status(place: Place) -> JobStatus:
 
 
 def _block(seen: JobStatus) -> RenderableType:
-    head = Text.assemble((seen.job, "bold"), ": ", (one_line(seen), STYLES.get(seen.state, "")))
     details = Table.grid(padding=(0, 2))
     for label, text in block(seen):
         details.add_row(Text(f"  {label}", style="dim"), Text(text, overflow="fold"))
-    return Group(head, details)
+    return Group(_head(seen), details)
+
+
+def _head(seen: JobStatus) -> Text:
+    return Text.assemble((seen.job, "bold"), ": ", (one_line(seen), STYLES.get(seen.state, "")))
 
 
 async def _watch(terminal: Terminal, place: Place, clock: Clock | None = None) -> int:
@@ -104,7 +110,7 @@ def list_jobs(terminal: Terminal, dsn: str | None) -> int:
     elif not jobs:
         terminal.say(f"no jobs in {database.label}")
     else:
-        terminal.out.print(_table(jobs))
+        _show_table(terminal, jobs)
     return 0
 
 
@@ -113,25 +119,28 @@ async def _list(database: Database) -> tuple[JobStatus, ...]:
         return await ledger.list() if await ledger.installed_version() else ()
 
 
-def _table(jobs: tuple[JobStatus, ...]) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for column in ("job", "state"):
-        table.add_column(column, no_wrap=True)
-    for column in ("progress", "rows", "rows/s", "left", "workers"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold")
+def _show_table(terminal: Terminal, jobs: tuple[JobStatus, ...]) -> None:
+    """One line a job, never cut: the last column is as long as it needs to be."""
+    cells = [("job", "state", "progress", "rows", "rows/s", "left", "workers", "why")]
     for seen in jobs:
-        table.add_row(
-            Text(seen.job),
-            Text(seen.state.value, style=STYLES.get(seen.state, "")),
+        cells.append((
+            seen.job,
+            seen.state.value,
             numbers.percent(seen.progress),
             numbers.count(seen.rows_done),
             numbers.count(seen.rows_per_s) if seen.rows_per_s else "",
             numbers.duration(seen.eta_s) if seen.eta_s is not None else "",
             str(seen.workers) if seen.workers else "",
-            Text(reason(seen)),
-        )
-    return table
+            reason(seen),
+        ))  # fmt: skip
+    widths = [max(len(row[place]) for row in cells) for place in range(len(cells[0]))]
+    for number, row in enumerate(cells):
+        texts = [
+            text.ljust(width) if place in _LEFT_COLUMNS else text.rjust(width)
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        style = "dim" if number == 0 else STYLES.get(jobs[number - 1].state, "")
+        terminal.out.print(Text("  ".join(texts).rstrip(), style=style))
 
 
 # -- wait -------------------------------------------------------------------------------------------------------------
@@ -206,7 +215,7 @@ def history(terminal: Terminal, job: str, dsn: str | None) -> int:
         return 0
     for entry in entries:
         detail = _detail(entry.detail)
-        terminal.data(f"{entry.at:%Y-%m-%d %H:%M:%S}  {entry.what:<10}  {entry.who}" + (f"  {detail}" if detail else ""))
+        terminal.data(f"{entry.at:%Y-%m-%d %H:%M:%S}  {entry.what:<10}  {entry.who}  {detail}".rstrip())
     return 0
 
 

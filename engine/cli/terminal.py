@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from engine.errors import BackfillError, PreflightRefused, SpecChanged, SpecError
 from engine.model import Finding, Severity
@@ -31,12 +32,12 @@ class Terminal:
 
     @cached_property
     def err(self) -> Console:
-        """stderr; colours only on a terminal, and never with NO_COLOR."""
+        """Messages: colours only on a terminal, and never with NO_COLOR."""
         return Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
     @cached_property
     def out(self) -> Console:
-        """stdout for tables and coloured text."""
+        """Where results go that are and coloured text."""
         return Console(highlight=False, soft_wrap=True, markup=False)
 
     @property
@@ -47,6 +48,16 @@ class Terminal:
     def data(self, text: str) -> None:
         """A result, to stdout."""
         click.echo(text)
+
+    def heading(self, text: str) -> None:
+        """The first line of a result for people."""
+        self.out.print(text, style="bold")
+
+    def details(self, lines: Sequence[tuple[str, str]]) -> None:
+        """Labelled lines of a result for people; not wrapped, so that they can be grepped."""
+        width = max((len(label) for label, _ in lines), default=0)
+        for label, text in lines:
+            self.out.print(Text.assemble((f"  {label:<{width}}", "dim"), f"  {text}".rstrip()))
 
     def json(self, item: Any) -> None:
         """A result as JSON, in one line, to stdout."""

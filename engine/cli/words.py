@@ -44,8 +44,10 @@ def reason(status: JobStatus) -> str:
         return status.error_message or "for an unknown reason"
     if not status.waiting:
         return ""
-    return f"waiting for: {status.waiting}" if not status.state.is_final and status.state is not JobState.PAUSED else (
-        status.waiting
+    return (
+        f"waiting for: {status.waiting}"
+        if not status.state.is_final and status.state is not JobState.PAUSED
+        else (status.waiting)
     )
 
 

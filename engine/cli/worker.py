@@ -17,6 +17,7 @@ from engine.fleet import Lent, Pool
 from engine.fleet.pool import DEFAULT_VARIABLES, JobLeftAside
 from engine.fleet.signals import exit_code
 from engine.spec import Dsn
+from engine.spec.models import MAX_WORKERS
 from engine.telemetry import JsonLines, tee
 
 
@@ -24,7 +25,7 @@ from engine.telemetry import JsonLines, tee
 @click.option("--dsn", metavar="DSN", help="The target's database, with the ledger. Default: BACKFILL_DSN, else PG*.")
 @click.option("--source-dsn", metavar="DSN", help="The source of jobs between two databases.")
 @click.option("--job", "jobs", multiple=True, metavar="NAME", help="Only this job; may be given several times.")
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Workers. Default: as each job says.")
+@click.option("--workers", type=click.IntRange(1, MAX_WORKERS), metavar="N", help="Workers. Default: as each job says.")
 @click.option("--env", "variables", multiple=True, metavar="NAME", help="A variable that a job's dsn may refer to.")
 @click.option("--once", is_flag=True, help="End when no job is left to work.")
 @output_options

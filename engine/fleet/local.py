@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import Any, Final
 
 from engine.db import Database
-from engine.errors import Busy, UnknownJob
+from engine.errors import Busy, UnknownJob, UsageError
 from engine.events import Emit, ignore
 from engine.fleet.signals import NAMES, Interrupted, TwoSignals
 from engine.flow.prepare import endpoints_of, inspect
@@ -17,6 +17,7 @@ from engine.flow.supervisor import Supervisor
 from engine.ledger.store import Ledger
 from engine.model import JobState
 from engine.spec import JobSpec
+from engine.spec.models import MAX_WORKERS
 
 ABORT_S: Final = 3.0
 """How long an aborted run may take to close what it holds before it is cut off."""
@@ -116,9 +117,7 @@ class LocalRun:
             asyncio.get_running_loop().call_later(ABORT_S, self._task.cancel)
 
 
-async def run_job(
-    spec: JobSpec, *, workers: int | None = None, emit: Emit = ignore, wait: bool = True
-) -> RunResult:
+async def run_job(spec: JobSpec, *, workers: int | None = None, emit: Emit = ignore, wait: bool = True) -> RunResult:
     """Run a job in this process to its end, or join those who work on it; the programmer's ``backfill run``.
 
     ``workers`` replaces the spec's number.  ``emit`` hears every event.  ``wait`` False: a job that is paused or worked
@@ -126,5 +125,7 @@ async def run_job(
     being opened.  Cancelling the task ends the run: what was in hand rolls back, and the next run goes on.
     """
     if workers is not None:
-        spec = JobSpec.model_validate(dict(spec) | {"workers": workers})
+        if not 1 <= workers <= MAX_WORKERS:
+            raise UsageError(f"workers must be between 1 and {MAX_WORKERS}, not {workers}")
+        spec = spec.model_copy(update={"workers": workers})
     return await LocalRun(spec, emit=emit, wait=wait).run()

@@ -473,9 +473,8 @@ class Supervisor:
             sent_at = self._clock.now()
             try:
                 async with asyncio.timeout(self._leases.renew_every_s):
-                    renewed = await self._need_ledger().renew(
-                        shared.job_id, [w.id for w in self._workers], self._leases.lease_s
-                    )
+                    held = [(w.span.id, w.id, w.span.epoch) for w in self._workers if w.span is not None]
+                    renewed = await self._need_ledger().renew(shared.job_id, held, self._leases.lease_s)
                 for worker in self._workers:
                     worker.confirm(renewed, sent_at)
                 await self._beat(shared)

@@ -92,14 +92,18 @@ SELECT backends
    AND (lease_until < clock_timestamp() OR lease_until > clock_timestamp() + 2 * make_interval(secs => $2));
 
 -- name: renew
--- All leases of this process at once.  Rows that a chunk is committing at this moment are skipped until next time.
+-- The leases that this process holds, and no others: a span its worker gave up on must run out.  Rows that a chunk is
+-- committing at this moment are skipped until next time.
 WITH mine AS (
-    SELECT job_id, id FROM backfill.span
-     WHERE job_id = $1 AND worker = ANY ($2::uuid[]) AND lease_until IS NOT NULL
-       FOR UPDATE SKIP LOCKED
+    SELECT s.job_id, s.id
+      FROM backfill.span s
+      JOIN unnest($2::integer[], $3::uuid[], $4::bigint[]) AS held (id, worker, epoch)
+        ON s.id = held.id AND s.worker = held.worker AND s.epoch = held.epoch
+     WHERE s.job_id = $1 AND s.lease_until IS NOT NULL
+       FOR UPDATE OF s SKIP LOCKED
 )
 UPDATE backfill.span s
-   SET lease_until = clock_timestamp() + make_interval(secs => $3)
+   SET lease_until = clock_timestamp() + make_interval(secs => $5)
   FROM mine
  WHERE s.job_id = mine.job_id AND s.id = mine.id
 RETURNING s.id, s.worker, s.epoch;

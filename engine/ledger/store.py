@@ -272,9 +272,14 @@ class Ledger:
             found.extend(backends_from_json(json.loads(row["backends"])))
         return tuple(found)
 
-    async def renew(self, job_id: int, workers: Sequence[str], lease_s: float) -> dict[int, tuple[str, int]]:
-        """Renew the leases of this process.  Returns span -> (worker, epoch) of those that were renewed."""
-        rows = await self._rows("renew", job_id, list(workers), lease_s)
+    async def renew(
+        self, job_id: int, held: Sequence[tuple[int, str, int]], lease_s: float
+    ) -> dict[int, tuple[str, int]]:
+        """Renew the leases that this process holds, as (span, worker, epoch).  Returns span -> (worker, epoch) of those
+        that were renewed.
+        """
+        spans, workers, epochs = ([lease[n] for lease in held] for n in range(3))
+        rows = await self._rows("renew", job_id, spans, workers, epochs, lease_s)
         return {row["id"]: (str(row["worker"]), row["epoch"]) for row in rows}
 
     async def release(self, job_id: int, span: Span, worker: str) -> None:

@@ -35,6 +35,7 @@ INDEX_ENTRY_BYTES: Final = 24
 """Of an index on one bigint, item pointer included; used where the source's indexes have no size yet."""
 
 PAGE_BYTES: Final = 8192
+BASIS: Final = "sizes of the catalogue; speed from two cores with everything in memory to five times slower"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What the job is expected to cost.  ``growth_bytes`` is of the written table and its indexes, before any vacuum."""
+    """What the job is expected to cost.  ``growth_bytes``: of the written table and its indexes, before any vacuum."""
 
     rows: float
     seconds: Range
@@ -90,7 +91,7 @@ def forecast(
         wal_bytes=Range(wal_low, wal_low + imaged_pages * PAGE_BYTES),
         # An index grows by less than its entries where dead ones are reused, and by more where its pages split.
         growth_bytes=Range(0.0 if hot and mode is Mode.UPDATE else rows * row_bytes, new_bytes * 1.5),
-        basis="row and index sizes of the catalogue; speed of two cores with everything in memory, to five times slower",
+        basis=BASIS,
     )
 
 

@@ -26,7 +26,7 @@ class Stream(Protocol):
 
 
 class JsonLines:
-    """An ``Emit`` that writes each event as one line, at once.  A reader that is gone ends the writing, not the work."""
+    """An ``Emit`` that writes each event as one line, at once.  A reader that is gone ends only the writing."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream: Stream | None = stream

@@ -25,7 +25,7 @@ def count(value: float) -> str:
 
 def per_second(value: float) -> str:
     """A rate of rows: ``310 k rows/s``."""
-    return f"{_three_digits(value) if value < 10 else count(value)} rows/s"
+    return f"{f'{value:.2g}' if value < 10 else count(value)} rows/s"
 
 
 def size(value_bytes: float) -> str:

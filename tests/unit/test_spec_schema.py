@@ -116,6 +116,13 @@ TABLES = st.builds(TableRef, st.none() | NAMES, NAMES)
 COLUMNS = st.lists(NAMES, max_size=4, unique=True)
 
 
+@pytest.mark.parametrize("name", ['a"b\x85c', 'a"b\u2028', 'a"b\nc', "a'b", "\x7f", "\U0001f600", "null", "a: b # c"])
+def test_a_template_loads_back_for_names_that_yaml_would_twist(name):
+    facts = TemplateFacts(TableRef(name, name), key=[name], columns=[name])
+    spec = parse_spec(template(facts), ENV)
+    assert (spec.source.table, spec.key, list(spec.set)) == (facts.source, (name,), [name])
+
+
 @given(
     facts=st.builds(
         TemplateFacts,
