@@ -89,7 +89,6 @@ def _engine(stage: Stage, rows: int, chunk_rows: int) -> Sample:
         rows=rows,
         client_cpu_s=done.moving_cpu_s,
         chunks=max(1, done.chunks - 1),
-        own_seconds=done.running_s,
     )
 
 

@@ -151,9 +151,13 @@ class Report:
         mine, theirs = self.find(work, ours), self.find(work, other)
         if mine is None or theirs is None:
             return
-        pairs = zip(mine.samples, theirs.samples, strict=True)
+        pairs = list(zip(mine.samples, theirs.samples, strict=True))
         per_round = tuple(b.seconds / a.seconds for a, b in pairs)
         goal = None if target is None else Target(target)
+        by_own_clock = [b.seconds / a.own_seconds for a, b in pairs if a.own_seconds]
+        if by_own_clock:
+            started = f"{statistics.median(by_own_clock):.2f} x without the process's start-up"
+            note = "; ".join(text for text in (started, note) if text)
         self.ratios.append(Ratio(f"{work}: {ours} against {other}", per_round, goal, note))
 
     def skip(self, what: str, why: str) -> None:

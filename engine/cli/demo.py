@@ -99,12 +99,12 @@ class Demo:
             await demo_shop.expand(connection)
         async with Customers(dsn, self._rows, self._clock, random.Random()) as customers:
             with self._step(
-                f"Customers: {demo_shop.CLIENTS} sessions insert, update and delete orders, "
-                f"{demo_shop.TRANSACTIONS_PER_S:.0f} transactions a second from now on"
+                f"Customers come: {demo_shop.CLIENTS} sessions insert, update and delete orders, "
+                f"{demo_shop.TRANSACTIONS_PER_S:.0f} times a second"
             ):
                 await self._clock.sleep(BEFORE_S)
             before = customers.latencies()
-            self._note(f"they wait {_waits(before)}")
+            self._note(f"undisturbed, they wait {_waits(before)}")
             result, during = await self._backfill(dsn, customers)
             with self._step("The shop closes for a moment, so that both tables can be compared"):
                 await customers.leave()

@@ -182,6 +182,7 @@ class Customers:
         self._clock = clock
         self._rng = rng
         self._tasks: list[asyncio.Task[None]] = []
+        self._open = True
 
     async def __aenter__(self) -> Self:
         connections = [await asyncpg.connect(self._dsn) for _ in range(CLIENTS)]
@@ -189,16 +190,15 @@ class Customers:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.leave()
-
-    async def leave(self) -> None:
-        """No more transactions.  Raises what stopped a customer before."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
-        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                raise outcome
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def leave(self) -> None:
+        """Every customer finishes the transaction in hand and goes.  Raises what stopped one of them before."""
+        self._open = False
+        await asyncio.gather(*self._tasks)
 
     def latencies(self, since: int = 0) -> Latencies:
         """Of all transactions from number ``since`` on."""
@@ -209,7 +209,7 @@ class Customers:
         due = self._clock.now() + every_s * number / CLIENTS
         kinds, weights = list(MIX), list(MIX.values())
         try:
-            while True:
+            while self._open:
                 late = self._clock.now() > due
                 if not late:
                     await self._clock.sleep(due - self._clock.now())

@@ -152,13 +152,11 @@ def _show(terminal: Terminal, name: str, report: dict[str, Any]) -> None:
         terminal.details([("connection", f"FAILED: {error['message']}{hint}")])
     else:
         terminal.details(_lines(report))
-    terminal.details(
-        [("settings", "")]
-        + [
-            (f"  {key}", f"{entry['value']}  ({entry['origin'] or 'nobody'})")
-            for key, entry in report["settings"].items()
-        ]
-    )
+    settings = report["settings"].items()
+    lines = [
+        (f"  {key}", said["value"] + (f"  ({said['origin']})" if said["origin"] else "")) for key, said in settings
+    ]
+    terminal.details([("settings", ""), *lines])
 
 
 def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -47,11 +47,11 @@ COMMANDS: Final = {
 class Commands(click.Group):
     """Commands by name, in the order of a job's life, each loaded when it is wanted."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """All names."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
         """The command, or None."""
         place = COMMANDS.get(cmd_name)
         if place is None:

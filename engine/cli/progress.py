@@ -39,11 +39,17 @@ class Display:
         self._waiting = ""
         self._fresh_rows = 0  # committed here since the last look at the ledger
         self._look: object = None
+        self._own_rows = 0
+        self._own_since: float | None = None  # the first chunk's end
 
     def __call__(self, event: Event) -> None:
         """An ``Emit``: sentences are printed above the display."""
         if isinstance(event, ChunkCommitted):
             self._fresh_rows += event.observation.rows
+            if self._own_since is None:
+                self._own_since = self._clock.now()
+            else:
+                self._own_rows += event.observation.rows
         if isinstance(event, Waiting):
             self._waiting = event.reason
         if isinstance(event, JobFinished):
@@ -101,6 +107,11 @@ class Display:
             parts.append(Text(f"  waiting for: {why_all}", style="yellow"))
         return Group(*parts)
 
+    def _own_rate(self) -> float:
+        """Rows a second of this process, until the ledger knows better: workers report every few seconds."""
+        elapsed_s = self._clock.now() - self._own_since if self._own_since is not None else 0.0
+        return self._own_rows / elapsed_s if elapsed_s > REPAINT_S else 0.0
+
     def _headline(self, supervisor: Supervisor) -> RenderableType:
         status = supervisor.status
         assert status is not None
@@ -108,7 +119,7 @@ class Display:
         if status.state is JobState.RUNNING:
             done = status.rows_done + self._fresh_rows  # the ledger's count is up to a second old
             text = f"{numbers.count(done)} of {numbers.count(max(done, status.rows_estimated))} rows"
-            text += f"  {numbers.per_second(status.rows_per_s)}"
+            text += f"  {numbers.per_second(status.rows_per_s or self._own_rate())}"
             if status.eta_s is not None:
                 text += f"  {numbers.duration(status.eta_s)} left"
             if status.workers > len(supervisor.workers):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 
 from engine.cli.loop import run_async
@@ -14,7 +16,8 @@ from engine.ledger.records import JobStatus
 from engine.model import Mode
 from engine.telemetry import numbers
 
-_NO = 1
+_NO: Final = 8
+"""The exit code when the person says no: nothing was done."""
 
 
 def _refuse_alive(status: JobStatus, *, force: bool) -> None:
@@ -52,7 +55,7 @@ async def _restart(terminal: Terminal, place: Place, *, yes: bool, force: bool) 
             terminal.say(
                 "the new run will not take out rows of this one that were deleted at the source since", "yellow"
             )
-        if not confirm("begin it anew?", yes=yes, terminal=terminal):
+        if not confirm("begin it anew?", yes=yes):
             return _NO
         # Asking takes time: somebody may have begun meanwhile.
         _refuse_alive(await ledger.status(place.job), force=force)
@@ -91,12 +94,10 @@ async def _cleanup_job(terminal: Terminal, place: Place, *, yes: bool, force: bo
         status = await ledger.status(place.job)
         _refuse_alive(status, force=force)
         terminal.say(f"{status.job}: {one_line(status)}")
-        terminal.say(
-            f"removes from {place.database.label}: the job and its {status.spans_total} spans; keeps its history"
-        )
+        terminal.say(f"removes from {place.database.label}: the job, its spans and workers; keeps its history")
         if not status.state.is_final:
             terminal.say("it has not ended: where it stands would be lost", "yellow")
-        if not confirm("remove it?", yes=yes, terminal=terminal):
+        if not confirm("remove it?", yes=yes):
             return _NO
         _refuse_alive(await ledger.status(place.job), force=force)
         await ledger.record(place.job, "cleanup", {"state": status.state.value, "rows": status.rows_done})
@@ -119,7 +120,7 @@ async def _cleanup_all(terminal: Terminal, database: Database, *, yes: bool, for
         for status in jobs:
             _refuse_alive(status, force=force)
             terminal.say(f"  {status.job}: {one_line(status)}")
-        if not confirm("remove all of it?", yes=yes, terminal=terminal):
+        if not confirm("remove all of it?", yes=yes):
             return _NO
         for status in await ledger.list():
             _refuse_alive(status, force=force)

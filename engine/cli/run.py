@@ -18,7 +18,7 @@ from engine.fleet.signals import exit_code
 from engine.flow.result import RunResult
 from engine.model import JobState
 from engine.spec import JobSpec
-from engine.telemetry import JsonLines, finished_event, message, tee
+from engine.telemetry import JsonLines, finished_event, message, numbers, tee
 
 CODES: Final = {JobState.DONE: 0, JobState.FAILED: 7, JobState.CANCELLED: 8, JobState.PAUSED: 8}
 _TRY_AGAIN: Final = 75
@@ -59,8 +59,10 @@ def report(terminal: Terminal, lines: JsonLines | None, job: LocalRun, result: R
         if result.error is not None:
             lines.write(error_json(result.error))
         lines(finished)
-    said = message(finished)
-    if said is not None:
+    if result.drained and not result.state.is_final:
+        moved = f"{numbers.count(result.rows)} rows of {result.job} are moved"
+        terminal.say(f"stopped before the end: {moved}; the next run goes on from there")
+    elif (said := message(finished)) is not None:
         terminal.say(said[1])
     if result.error is not None:
         terminal.error(result.error)

@@ -58,33 +58,13 @@ def spec_options(command: Command) -> Command:
     return decorated  # type: ignore[no-any-return]  # as the command itself
 
 
-_NAMES: Final = tuple(
-    [
-        "dsn",
-        "table",
-        "source_dsn",
-        "source_table",
-        "target_dsn",
-        "target_table",
-        "name",
-        "set_columns",
-        "columns",
-        "where",
-        "done",
-        "key",
-        "on_conflict",
-        "deletes",
-        "workers",
-        "chunk_target",
-        "chunk_min_rows",
-        "chunk_max_rows",
-        "chunk_max_bytes",
-        "max_rows_per_s",
-        "accept",
-        "role",
-        "lock_timeout",
-    ]
+# fmt: off
+_NAMES: Final = (
+    "dsn", "table", "source_dsn", "source_table", "target_dsn", "target_table", "name", "set_columns", "columns",
+    "where", "done", "key", "on_conflict", "deletes", "workers", "chunk_target", "chunk_min_rows", "chunk_max_rows",
+    "chunk_max_bytes", "max_rows_per_s", "accept", "role", "lock_timeout",
 )
+# fmt: on
 _BESIDE_A_FILE: Final = ("workers",)
 
 

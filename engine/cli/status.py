@@ -121,18 +121,8 @@ async def _list(database: Database) -> tuple[JobStatus, ...]:
 
 def _show_table(terminal: Terminal, jobs: tuple[JobStatus, ...]) -> None:
     """One line a job, never cut: the last column is as long as it needs to be."""
-    cells = [("job", "state", "progress", "rows", "rows/s", "left", "workers", "why")]
-    for seen in jobs:
-        cells.append((
-            seen.job,
-            seen.state.value,
-            numbers.percent(seen.progress),
-            numbers.count(seen.rows_done),
-            numbers.count(seen.rows_per_s) if seen.rows_per_s else "",
-            numbers.duration(seen.eta_s) if seen.eta_s is not None else "",
-            str(seen.workers) if seen.workers else "",
-            reason(seen),
-        ))  # fmt: skip
+    head = ("job", "state", "progress", "rows", "rows/s", "left", "workers", "why")
+    cells = [head, *map(_cells, jobs)]
     widths = [max(len(row[place]) for row in cells) for place in range(len(cells[0]))]
     for number, row in enumerate(cells):
         texts = [
@@ -141,6 +131,19 @@ def _show_table(terminal: Terminal, jobs: tuple[JobStatus, ...]) -> None:
         ]
         style = "dim" if number == 0 else STYLES.get(jobs[number - 1].state, "")
         terminal.out.print(Text("  ".join(texts).rstrip(), style=style))
+
+
+def _cells(seen: JobStatus) -> tuple[str, ...]:
+    return (
+        seen.job,
+        seen.state.value,
+        numbers.percent(seen.progress),
+        numbers.count(seen.rows_done),
+        numbers.count(seen.rows_per_s) if seen.rows_per_s else "",
+        numbers.duration(seen.eta_s) if seen.eta_s is not None else "",
+        str(seen.workers) if seen.workers else "",
+        reason(seen),
+    )
 
 
 # -- wait -------------------------------------------------------------------------------------------------------------

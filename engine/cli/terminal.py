@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from engine.errors import BackfillError, PreflightRefused, SpecChanged, SpecError
+from engine.errors import BackfillError, PreflightRefused, SpecChanged, SpecError, UsageError
 from engine.model import Finding, Severity
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -37,7 +37,7 @@ class Terminal:
 
     @cached_property
     def out(self) -> Console:
-        """Where results go that are and coloured text."""
+        """Results for people: colours as on stderr."""
         return Console(highlight=False, soft_wrap=True, markup=False)
 
     @property
@@ -154,13 +154,12 @@ def output_options(command: Command) -> Command:
     return wrapped  # type: ignore[return-value]  # click keeps the options on the function
 
 
-def confirm(question: str, *, yes: bool, terminal: Terminal) -> bool:
-    """True when the person agrees, or has agreed by ``--yes``.  Without a terminal to ask on, nobody agrees."""
+def confirm(question: str, *, yes: bool) -> bool:
+    """True when the person agrees, or has agreed by ``--yes``.  Raises ``UsageError`` without a terminal to ask on."""
     if yes:
         return True
     if not sys.stdin.isatty():
-        terminal.err.print("this needs --yes (there is no terminal to ask on)", style="bold red")
-        return False
+        raise UsageError("this needs --yes: there is no terminal to ask on")
     return click.confirm(question, default=False, err=True)
 
 

@@ -10,15 +10,14 @@ import click
 from engine.cli.loop import run_async
 from engine.cli.places import dsn_of
 from engine.cli.progress import Display
-from engine.cli.run import CODES
 from engine.cli.terminal import Terminal, output_options
-from engine.events import Event
+from engine.events import Event, JobFinished
 from engine.fleet import Lent, Pool
 from engine.fleet.pool import DEFAULT_VARIABLES, JobLeftAside
 from engine.fleet.signals import exit_code
 from engine.spec import Dsn
 from engine.spec.models import MAX_WORKERS
-from engine.telemetry import JsonLines, tee
+from engine.telemetry import JsonLines, message, tee
 
 
 @click.command()
@@ -56,17 +55,15 @@ async def _work(terminal: Terminal, lent: Lent, jobs: tuple[str, ...], workers: 
 
     def tell(event: Event) -> None:
         if isinstance(event, JobLeftAside):
-            terminal.say(f"{event.job} is left to others: {event.reason}", "yellow")
+            terminal.say(f"{event.job} is left aside: {event.reason}", "yellow")
+        elif isinstance(event, JobFinished) and (said := message(event)) is not None:
+            terminal.say(said[1])
         display(event)
 
     emit = tee(tell, JsonLines(sys.stdout)) if terminal.as_json else tell
     pool = Pool(lent, workers=workers, only=jobs, once=once, emit=emit)
     with display.shown():
         await pool.run()
-    for result in pool.results:
-        terminal.say(f"{result.job} is {result.state.value} ({result.rows:,} rows)")
-        if result.error is not None:
-            terminal.error(result.error)
     if pool.interrupted is not None:
         return exit_code(pool.interrupted)
-    return max((CODES.get(result.state, 0) for result in pool.results), default=0)
+    return max((error.exit_code for error in pool.errors.values()), default=0)

@@ -7,8 +7,9 @@ import signal
 from contextlib import nullcontext
 from typing import Any, Final
 
+from engine.clock import SystemClock
 from engine.db import Database
-from engine.errors import Busy, UnknownJob, UsageError
+from engine.errors import Busy, Stopped, UnknownJob, UsageError
 from engine.events import Emit, ignore
 from engine.fleet.signals import NAMES, Interrupted, TwoSignals
 from engine.flow.prepare import endpoints_of, inspect
@@ -47,6 +48,8 @@ class LocalRun:
         self._wait = wait
         self._signals = TwoSignals(self._drain, self._abort) if signals else None
         self._task: asyncio.Task[Any] | None = None
+        self._is_aborted = False
+        self._clock = SystemClock()
 
     @property
     def interrupted(self) -> signal.Signals | None:
@@ -63,13 +66,15 @@ class LocalRun:
         with self._signals.watched() if self._signals is not None else nullcontext():
             try:
                 return await self._run()
-            except asyncio.CancelledError:
-                if self.interrupted is None:
+            except (asyncio.CancelledError, Exception) as error:
+                # Cancelled by the first signal before there was a job, or cut off by the second.
+                if self.interrupted is None or not (self._is_aborted or isinstance(error, asyncio.CancelledError)):
                     raise
                 raise Interrupted(self.interrupted) from None
 
     async def _run(self) -> RunResult:
         databases = endpoints_of(self.spec)
+        began = self._clock.now()
         await self._look_at_ledger(databases[1])
         inspection = await inspect(self.spec, databases)
         supervisor = Supervisor(
@@ -80,7 +85,30 @@ class LocalRun:
             attach=self._attach,
         )
         self.supervisor = supervisor
-        return await supervisor.run()
+        try:
+            return await supervisor.run()
+        except Stopped as error:
+            return await self._stopped(databases[1], error, began)
+
+    async def _stopped(self, target: Database, error: Stopped, began: float) -> RunResult:
+        """The job was found, and a guard stopped it before any work: that is how this run ended, too."""
+        connection = await target.connect("look")
+        try:
+            status = await Ledger(connection).status(self.spec.name)
+        finally:
+            await connection.close()
+        return RunResult(
+            job=status.job,
+            state=status.state,
+            rows=status.rows_done,
+            bytes=status.bytes_done,
+            chunks=status.chunks,
+            seconds=self._clock.now() - began,
+            retries=status.retries,
+            resumed=True,
+            drained=False,
+            error=error,
+        )
 
     async def _look_at_ledger(self, target: Database) -> None:
         """What the job has behind it; and the two cases in which there is nothing for us to do."""
@@ -111,6 +139,7 @@ class LocalRun:
             self._task.cancel()
 
     def _abort(self) -> None:
+        self._is_aborted = True
         if self.supervisor is not None:
             self.supervisor.abort()
         if self._task is not None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from engine.clock import Clock, SystemClock
 from engine.db import Action, Connection, Database, classify
-from engine.errors import BackfillError, UsageError
+from engine.errors import BackfillError, CannotConnect, UsageError
 from engine.events import Draining, Emit, Event, ignore
 from engine.fleet.signals import NAMES, TwoSignals
 from engine.flow.prepare import endpoints_of, inspect
@@ -28,6 +28,7 @@ from engine.ledger.records import JobRecord
 from engine.ledger.store import Ledger
 from engine.model import Mode, Side
 from engine.spec import Dsn, JobSpec
+from engine.telemetry import finished_event
 
 POLL_S: Final = 5.0
 """Between two looks for work when nobody notifies."""
@@ -109,7 +110,7 @@ class Pool:
         clock: Clock | None = None,
     ) -> None:
         self.supervisor: Supervisor | None = None
-        self.results: list[RunResult] = []
+        self.errors: dict[str, BackfillError] = {}  # jobs that could not be worked here, or that failed
         self._lent = lent
         self._workers = workers
         self._only = frozenset(only)
@@ -127,11 +128,6 @@ class Pool:
     def interrupted(self) -> signal.Signals | None:
         """The first signal that came, if one did."""
         return self._signals.first
-
-    @property
-    def left_aside(self) -> Mapping[str, str]:
-        """Jobs that were not worked here, and why."""
-        return {job: reason for job, (_, reason) in self._aside.items()}
 
     async def run(self, *, signals: bool = True) -> None:
         """Work until told to stop, or with ``once`` until nothing is left.  Raises ``BackfillError`` for what keeps the
@@ -196,17 +192,30 @@ class Pool:
                 return
             result = await self.supervisor.run()
         except BackfillError as error:
-            self._set_aside(job.name, error.message + (f" ({error.hint})" if error.hint else ""))
+            self._set_aside(job.name, error)
+        except Exception as error:
+            failure = classify(error)
+            if failure.action not in _AWAY:
+                raise
+            self._set_aside(job.name, CannotConnect(failure.message, hint=failure.hint, sqlstate=failure.sqlstate))
         else:
-            self._aside.pop(job.name, None)
-            self.results.append(result)
-            if not result.state.is_final and not result.drained:
-                # Paused, or one that we cannot get any further: look again later, and at others meanwhile.
-                self._aside[job.name] = (self._clock.now() + POLL_S, result.state.value)
+            self._ended(result)
         finally:
             self.supervisor = None
 
-    def _set_aside(self, job: str, reason: str) -> None:
+    def _ended(self, result: RunResult) -> None:
+        self._aside.pop(result.job, None)
+        self.errors.pop(result.job, None)
+        self._emit(finished_event(result))
+        if result.error is not None:
+            self._set_aside(result.job, result.error)
+        elif not result.state.is_final and not result.drained:
+            # Paused meanwhile: look again later, and at others until then.
+            self._aside[result.job] = (self._clock.now() + POLL_S, result.state.value)
+
+    def _set_aside(self, job: str, error: BackfillError) -> None:
+        self.errors[job] = error
+        reason = error.message + (f" ({error.hint})" if error.hint else "")
         _, before = self._aside.get(job, (0.0, ""))
         self._aside[job] = (self._clock.now() + ASIDE_S, reason)
         if reason != before:

@@ -12,8 +12,8 @@ Invariants
 * Rows, cursor and fence commit in one transaction.
 * After a lost connection the span is claimed again, with the next epoch, before its cursor is read.
 * A worker begins no chunk under a lease it may have lost, and stops itself before the database would let others in.
-* Whatever can go wrong is classified in one place (``engine.db.failures``); what no server said is a mistake of ours and
-  ends the process, not the job.
+* Whatever can go wrong is classified in one place (``engine.db.failures``); what no server said is a mistake of ours
+  and ends the process, not the job.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ steps over a gap of 10¹² ids as if it were one.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from engine.clock import Clock
@@ -19,7 +20,7 @@ from engine.model import Key, KeyValue, TableName
 from engine.plan.keyspace import KeySpace
 from engine.plan.questions import ExistingKeys
 from engine.sql.questions import read, statement
-from engine.sql.statements import chunk_bound, disordered, key_list
+from engine.sql.statements import TargetShape, chunk_bound, disordered, key_list, range_is_empty
 
 DENSE: Final = 0.8
 """Rows per id from which arithmetic is used."""
@@ -41,6 +42,7 @@ class Bound:
     asked: int  # the chunk size that was asked for
     scanned: int
     by_arithmetic: bool
+    occupied: bool = True  # False: the target held no row of this range a moment ago
 
 
 class Prober:
@@ -90,6 +92,11 @@ class Prober:
         wrong = await self._fetch(disordered(self._key.columns), key_list(left), key_list(right), [False] * len(left))
         return not wrong
 
+    async def is_empty(self, target: TargetShape, after: KeyValue | None, to: KeyValue) -> bool:
+        """True when ``target``, a table of the same database, holds no row of ``(after, to]`` now."""
+        sql = range_is_empty(target, first=after is None)
+        return bool((await self._fetch(sql, None if after is None else list(after), list(to)))[0][0])
+
     async def close(self) -> None:
         """Let go of the connection."""
         await self._drop()
@@ -108,11 +115,16 @@ class Prober:
             await connection.close()
 
 
+IsEmpty = Callable[[KeyValue | None, KeyValue], Awaitable[bool]]
+"""Whether the target holds no row of ``(after, to]``."""
+
+
 class Bounds:
     """Cuts one worker's span into chunks, one chunk ahead."""
 
-    def __init__(self, prober: Prober, space: KeySpace, key: Key) -> None:
+    def __init__(self, prober: Prober, space: KeySpace, key: Key, is_empty: IsEmpty | None = None) -> None:
         self._prober = prober
+        self._is_empty = is_empty
         self._space = space
         self._can_count = len(key.columns) == 1 and key.columns[0].kind == "int"
         self._dense = False
@@ -140,7 +152,7 @@ class Bounds:
 
     def look_ahead(self, after: KeyValue, hi: KeyValue, rows: int) -> None:
         """Start looking for the end of the chunk behind the one that is about to move."""
-        if after != hi and not self._dense:
+        if after != hi and (self._is_empty is not None or not self._dense):
             self._ahead_of = (after, hi)
             self._ahead = asyncio.ensure_future(self._cut(after, hi, rows))
 
@@ -156,6 +168,12 @@ class Bounds:
             self._dense = False
 
     async def _cut(self, after: KeyValue | None, hi: KeyValue, rows: int) -> Bound:
+        bound = await self._end(after, hi, rows)
+        if self._is_empty is None:
+            return bound
+        return replace(bound, occupied=not await self._is_empty(after, bound.to))
+
+    async def _end(self, after: KeyValue | None, hi: KeyValue, rows: int) -> Bound:
         if self._dense and after is not None:
             start, end = int(after[0]), int(hi[0])
             to = min(start + rows, end)

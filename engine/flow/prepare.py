@@ -18,7 +18,7 @@ from engine.db.failures import classify
 from engine.db.inspect import inspect_table
 from engine.errors import PreflightRefused, UsageError
 from engine.flow.answer import answer
-from engine.model import Column, Deletes, Finding, Index, Key, KeyColumn, Mode, Side, Table
+from engine.model import Column, ConflictPolicy, Deletes, Finding, Index, Key, KeyColumn, Mode, Side, Table
 from engine.plan.preflight import (
     ColumnMap,
     ExpressionFacts,
@@ -113,6 +113,17 @@ class Prepared:
     def written_table(self) -> Table:
         """The table that the job writes."""
         return self.target_table or self.source_table
+
+    @property
+    def asks_ahead(self) -> bool:
+        """True when it can be known, and is worth knowing, before a chunk moves whether its range is empty yet."""
+        target = self.target
+        return (
+            self.mode is Mode.INSERT
+            and target is not None
+            and target.policy is ConflictPolicy.KEEP
+            and target.same_order
+        )
 
     @property
     def sweeps(self) -> bool:

@@ -11,15 +11,15 @@ from typing import Final
 from engine.clock import Clock
 from engine.errors import BackfillError
 from engine.events import Emit
-from engine.flow.bounds import Prober
+from engine.flow.bounds import IsEmpty, Prober
 from engine.model import Key, Phase, TableName
 from engine.pace.bucket import TokenBucket
 from engine.plan.keyspace import KeySpace
 from engine.spec import ChunkLimits
 
 LEASE_S: Final = 15.0
-"""How long a lease holds without renewal.  Long enough that a slow network or a full collection of garbage does not lose
-it, short enough that a killed worker's span waits only seconds."""
+"""How long a lease holds without renewal.  Long enough that a slow network or a full collection of garbage does not
+lose it, short enough that a killed worker's span waits only seconds."""
 
 RENEWALS_PER_LEASE: Final = 5
 TRUST: Final = 0.6
@@ -95,6 +95,7 @@ class Shared:
     clock: Clock
     rng: random.Random
     emit: Emit
+    is_empty: IsEmpty | None  # asks the target about a chunk's range, where that can be asked ahead
     check_schema: Callable[[], Awaitable[None]]  # raises SchemaDrift when a table changed under the job
     stop: Stop = field(default_factory=Stop)
     released: asyncio.Event = field(default_factory=asyncio.Event)  # a span was let go of: look for work again

@@ -2,8 +2,8 @@
 
 The cut is always an existing key of the table, found by a probe near the estimated middle, and is checked to lie inside
 the span *by the server that orders the keys*, while the span's row in the ledger is locked.  The holder's running chunk
-then finds another upper bound in the fence than the one it was cut from and rolls back; it reads the span again and goes
-on with its half.
+then finds another upper bound in the fence than the one it was cut from and rolls back; it reads the span again and
+goes on with its half.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ from engine.flow.shared import Leases, Shared, Stop
 from engine.flow.worker import Worker
 from engine.ledger.records import JobRecord, JobStatus
 from engine.ledger.store import Ledger
-from engine.model import JobState, Mode, Phase, Side, SpanBounds
+from engine.model import JobState, KeyValue, Mode, Phase, Side, SpanBounds
 from engine.pace.bucket import TokenBucket
 from engine.plan.spans import plan_spans
 from engine.sql import read_expression
@@ -143,7 +143,7 @@ class Supervisor:
                     source=self._prepared.source_label,
                     target=self._prepared.target_label,
                     resumed=opened.resumed,
-                    rows_estimated=self._prepared.plan.rows,
+                    rows_estimated=opened.job.rows_estimated,
                     spans=len(self._prepared.plan.spans),
                 )
             )
@@ -327,6 +327,8 @@ class Supervisor:
             await asyncio.gather(*helpers, return_exceptions=True)
             with suppress(Exception):
                 await self._beat(shared)
+                # The next phase has workers of its own: these must not count as theirs beside them.
+                await self._need_ledger().leave([w.id for w in self._workers])
             if self._prober is not None:
                 await self._prober.close()
         if shared.failure is not None:
@@ -360,9 +362,15 @@ class Supervisor:
             clock=self._clock,
             rng=self._rng,
             emit=self._emit,
+            is_empty=self._is_empty if phase is Phase.MOVE and prepared.asks_ahead else None,
             check_schema=lambda: self._check_schema(job),
             stop=stop,
         )
+
+    async def _is_empty(self, after: KeyValue | None, to: KeyValue) -> bool:
+        assert self._prober is not None
+        assert self._prepared.target is not None
+        return await self._prober.is_empty(self._prepared.target, after, to)
 
     async def _check_schema(self, job: JobRecord) -> None:
         """Before every claim and before the end: is the job still about the tables it was planned for?"""
@@ -400,21 +408,23 @@ class Supervisor:
             )
         assert prepared.target is not None
         if prepared.mode is Mode.INSERT:
-            first, following = (
-                insert_chunk(prepared.source, prepared.target, first=f, collided=False) for f in (True, False)
-            )
-            collided = tuple(
-                insert_chunk(prepared.source, prepared.target, first=f, collided=True) for f in (True, False)
-            )
+            source, target = prepared.source, prepared.target
             return StatementMover(
                 endpoints.target,
                 purpose,
                 job.id,
                 prepared.row_bytes,
                 self._clock,
-                first=first,
-                following=following,
-                collided=(collided[0], collided[1]),
+                first=insert_chunk(source, target, first=True),
+                following=insert_chunk(source, target, first=False),
+                direct=(
+                    insert_chunk(source, target, first=True, occupied=False),
+                    insert_chunk(source, target, first=False, occupied=False),
+                ),
+                collided=(
+                    insert_chunk(source, target, first=True, collided=True),
+                    insert_chunk(source, target, first=False, collided=True),
+                ),
                 arbiters=prepared.arbiters,
             )
         return CopyMover(
@@ -458,7 +468,7 @@ class Supervisor:
         return plan.spans
 
     async def _record_failure(self, job: JobRecord, error: BackfillError) -> None:
-        """A guard of the job's stops it for everybody; trouble of this process alone (a server out of reach) does not."""
+        """A guard of the job's stops it for everybody; a server that only this process cannot reach does not."""
         if isinstance(error, CannotConnect):
             raise error
         resumable = error.resumable if isinstance(error, Stopped) else True
@@ -468,6 +478,8 @@ class Supervisor:
 
     async def _keep_leases(self, shared: Shared) -> None:
         """Renew all leases of this process, and make workers stop whose lease cannot be trusted any longer."""
+        with suppress(Exception):
+            await self._beat(shared)  # so that others see at once that somebody works on it
         while True:
             await self._clock.sleep(self._leases.renew_every_s)
             sent_at = self._clock.now()

@@ -38,7 +38,7 @@ from engine.pace.sizer import ChunkSizer
 FIRST_DELAY_S: Final = 0.05
 LONGEST_DELAY_S: Final = 5.0
 PATIENCE_S: Final = 900.0
-"""How long one chunk may fail, or a server be away, before the worker gives up: a lock held overnight is for a person."""
+"""How long one chunk may fail, or a server be away, before the worker gives up: the rest is for a person."""
 
 IDLE_POLL_S: Final = 0.1
 """Between two looks for work while others hold all of it."""
@@ -66,7 +66,7 @@ class Worker:
         self.retries = 0
         self._shared = shared
         self._mover = mover
-        self._bounds = Bounds(shared.prober, shared.space, shared.key)
+        self._bounds = Bounds(shared.prober, shared.space, shared.key, shared.is_empty)
         limits = shared.limits
         self.sizer = ChunkSizer(
             target_s=limits.target_s,

@@ -3,7 +3,11 @@
 
 -- name: version
 -- 1 when there is a ledger, else null.
-SELECT CASE WHEN to_regclass('backfill.version') IS NOT NULL THEN 1 END AS present;
+-- From the catalogue's rows, not by to_regclass(): whoever waited for another process to create the ledger would still
+-- look into a cache from before the wait, and create it once more.
+SELECT 1 AS present
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = 'backfill' AND c.relname = 'version';
 
 -- name: applied_version
 SELECT max(version) FROM backfill.version;

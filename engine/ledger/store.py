@@ -385,7 +385,7 @@ class Ledger:
     async def _roll_back(self) -> None:
         try:
             await asyncio.shield(self.connection.execute("ROLLBACK"))
-        except Exception:
+        except Exception:  # noqa: BLE001 - the error that led here is the one to be raised
             self.connection.abort()
 
     async def _row(self, query: str, *args: Any) -> Any:

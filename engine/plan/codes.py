@@ -259,8 +259,8 @@ class DecimalUnits:
     def __init__(self, known: Sequence[str]) -> None:
         finite = [value for text in known if (value := Decimal(text)).is_finite()]
         finest = max((-_exponent(value) for value in finite), default=0)
-        # Powers of ten that the range spans; its ends differ by less than twice the larger of them.
-        span = max((value.adjusted() for value in finite if value), default=0) + 2
+        width = self._EXACT.subtract(max(finite), min(finite)) if finite else Decimal(0)
+        span = width.adjusted() + 1 if width else 0  # digits before the point
         room = math.floor((CODE_BITS - _SPARE_BITS) * math.log10(2)) - 1
         self._places = min(finest + self.FINER_DIGITS, room - span)
 
@@ -284,7 +284,9 @@ class FloatUnits:
 
     def __init__(self, known: Sequence[str]) -> None:
         finite = [value for text in known if math.isfinite(value := float(text))]
-        exponent = max((math.frexp(value)[1] for value in finite if value), default=1)
+        # Halves, since the difference of two doubles may be more than the largest of them.
+        half_width = max(finite) / 2 - min(finite) / 2 if finite else 0.0
+        exponent = math.frexp(half_width)[1] + 1 if half_width else -self._FINEST_BITS
         self._bits = min(CODE_BITS - _SPARE_BITS - 1 - exponent, self._FINEST_BITS)
 
     def parse(self, text: str) -> int | None:

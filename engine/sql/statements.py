@@ -100,32 +100,39 @@ def default_done(assignments: Mapping[str, str]) -> str:
     return " AND ".join(f"{ident(name)} IS NOT NULL" for name in assignments)
 
 
-def insert_chunk(source: SourceShape, target: TargetShape, *, first: bool, collided: bool) -> str:
+def insert_chunk(
+    source: SourceShape, target: TargetShape, *, first: bool, occupied: bool = True, collided: bool = False
+) -> str:
     """Into another table of the same database.
 
-    Rows that the target has already are left out by an anti-join that is bounded on both sides, because inserting them
-    and being refused costs twice as much.  ``collided``: this chunk met a unique violation on the arbiter, so a row
-    came in between; the same again with ``ON CONFLICT``.  Where the two sides sort differently there is no range to
-    bound the anti-join by, and ``ON CONFLICT`` does all the work.
+    ``occupied``: the target may hold rows of the chunk's range; these are left out by an anti-join that is bounded on
+    both sides, because inserting them and being refused costs twice as much.  Without, the join is not paid for.
+    ``collided``: this chunk met a unique violation on the arbiter, so a row came in between; the same again with ``ON
+    CONFLICT``.  Where the two sides sort differently there is no range to bound the anti-join by, and ``ON CONFLICT``
+    does all the work.
     """
     lo = None if first else CURSOR
+    keys = source.key.columns
     selected = (
-        f"SELECT {_expressions(target)}, {columns(source.key.columns)} FROM {qualified(source.table)} "
-        f"WHERE {within(source.key.columns, lo, TO)}{_and_where(source)}"
+        f"SELECT {_expressions(target)}, {columns(keys)} FROM {qualified(source.table)} "
+        f"WHERE {within(keys, lo, TO)}{_and_where(source)}"
     )
-    names = ", ".join(f"v{n}" for n in range(len(target.columns)))
-    keys = ", ".join(f"k{n}" for n in range(len(source.key.columns)))
-    from_source = f"FROM ({selected}) AS s ({names}, {keys})"
-    picked = ", ".join(f"s.v{n}" for n in range(len(target.columns)))
-    if target.policy is ConflictPolicy.KEEP and target.same_order:
-        same = " AND ".join(f"d.{ident(c.name)} = s.k{n}" for n, c in enumerate(target.key))
+    values = [f"v{n}" for n in range(len(target.columns))]
+    names = [f"k{n}" for n in range(len(keys))]
+    from_source = f"FROM ({selected}) AS s ({', '.join([*values, *names])})"
+    if occupied and target.policy is ConflictPolicy.KEEP and target.same_order:
+        same = " AND ".join(f"d.{ident(c.name)} = s.{k}" for c, k in zip(target.key, names, strict=True))
         from_source += (
             f" LEFT JOIN {qualified(target.table)} AS d ON {same} AND {within(target.key, lo, TO, 'd')}"
             f" WHERE d.{ident(target.key[0].name)} IS NULL"
         )
+    # In key order, whatever the join: rows and index entries of neighbours stay neighbours, and locks are taken in an
+    # order that all agree on.
+    order = ", ".join(f"s.{name}" for name in names)
     return (
-        f"WITH moved AS ({_insert_into(target)} SELECT {picked} {from_source}{_on_conflict(target, collided)} "
-        f"RETURNING 1), counted AS (SELECT count(*) AS n FROM moved) {_advance(target.remember)}"
+        f"WITH moved AS ({_insert_into(target)} SELECT {', '.join(f's.{v}' for v in values)} {from_source} "
+        f"ORDER BY {order}{_on_conflict(target, collided)} RETURNING 1), "
+        f"counted AS (SELECT count(*) AS n FROM moved) {_advance(target.remember)}"
     )
 
 

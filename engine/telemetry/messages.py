@@ -47,6 +47,8 @@ def message(event: Event) -> tuple[Level, str] | None:
             return Level.NORMAL, event.state.value + (f": {event.reason}" if event.reason else "")
         case PhaseChanged() if event.phase is Phase.SWEEP:
             return Level.NORMAL, "all rows are moved; looking for rows that were deleted at the source meanwhile"
+        case Waiting() if event.reason.startswith(JobState.PAUSED):
+            return None  # said by the change of state
         case Waiting():
             return Level.NORMAL, f"waiting for: {event.reason}" if event.reason else "moving again"
         case Draining():

@@ -30,6 +30,7 @@ def assert_tiled(plan, table):
     assert [span.lo for span in plan.spans[1:]] == bounds[:-1]
     assert bounds[-1] == table.keys[-1]
     assert existing.issuperset(bounds)
+    assert bounds[0] != table.keys[0] or len(table.keys) == 1  # no span for the first row alone
     sort_keys = [table.sort_key(bound) for bound in bounds]
     assert all(a < b for a, b in itertools.pairwise(sort_keys))
 

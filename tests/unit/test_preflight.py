@@ -614,6 +614,57 @@ def test_a_required_column_and_one_with_a_default_are_both_full_already():
     assert found(full, "DONE_SKIPS_DEFAULTS") is not None
 
 
+def test_an_index_that_cannot_collide_is_not_reported():
+    wider, plain = index("wider", "id", ""), index("plain", "amount", unique=False)
+    assert found(target_of(move(), indexes=(primary("id"), wider, plain)), "SEVERAL_UNIQUE") is None
+
+
+def test_foreign_keys_of_both_directions_are_told_apart():
+    outgoing = target_of(move(), foreign_keys=foreign_key(outgoing=True))
+    assert len([f for f in preflight(outgoing) if f.code == "FOREIGN_KEYS"]) == 1
+    both = target_of(move(), foreign_keys=foreign_key(outgoing=True) + foreign_key(outgoing=False))
+    assert len([f for f in preflight(both) if f.code == "FOREIGN_KEYS"]) == 2
+
+
+def test_row_movement_between_partitions_concerns_jobs_in_place():
+    assert found(source_of(move(), kind="p", partitions=3), "PARTITION_ROW_MOVEMENT") is None
+
+
+def test_full_pages_are_not_blamed_where_no_update_could_be_hot_or_each_partition_has_its_own_setting():
+    large = source_of(fill(), heap_bytes=GIB)
+    assert found(large, "FILLFACTOR") is not None
+    assert found(source_of(large, partitions=2), "FILLFACTOR") is None
+    indexed = source_of(large, indexes=(primary("id"), index("by_cents", "cents", unique=False)))
+    assert found(indexed, "FILLFACTOR") is None
+
+
+def test_only_the_key_columns_that_sort_otherwise_are_named():
+    ours = (required("tenant"), required("id", "text"))
+    theirs = (required("tenant"), required("id", "text", collation_id="icu de 153.14"))
+    facts = source_of(move(), columns=ours, indexes=(primary("tenant", "id"),))
+    seen = found(target_of(facts, columns=theirs, indexes=(primary("tenant", "id"),)), "COLLATIONS_DIFFER")
+    assert seen is not None
+    assert "tenant" not in seen.message
+
+
+def test_a_trigger_for_whole_statements_writes_no_rows_elsewhere():
+    facts = source_of(move(), triggers=(trigger("t", on="insert update delete", row_level=False),))
+    seen = found(facts, "DUAL_WRITE_MISSING")
+    assert seen is not None
+    assert "INSERT, UPDATE, DELETE" in seen.message
+
+
+def test_a_before_update_trigger_does_not_fill_new_rows():
+    assert found(source_of(fill(), triggers=(trigger("t", on="update"),)), "DUAL_WRITE_MISSING") is not None
+
+
+def test_privileges_that_lack_in_the_target_are_those_of_its_own_login():
+    facts = target_of(move(Mode.COPY, target_server=AnyServer(user="guest")), privileges=frozenset())
+    seen = found(facts, "PRIVILEGES")
+    assert seen is not None
+    assert seen.message.startswith("role guest lacks")
+
+
 def test_only_copied_columns_are_said_to_escape_verification():
     volatile = {"volatile": frozenset({"random"})}
     assert found(filling("random()", done="cents is not null", **volatile), "EXPRESSION_VOLATILE") is None

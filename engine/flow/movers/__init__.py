@@ -1,8 +1,9 @@
 """The movers: how one chunk gets from here to there.
 
 A mover is given a span and a bound that is fixed already, and does one thing: in **one transaction** it writes the rows
-of ``(cursor, to]`` and advances the cursor behind the fence.  It neither retries nor waits nor decides how large a chunk
-is; whatever goes wrong is raised, with nothing written.  A mover asks capabilities and shapes, never a server's name.
+of ``(cursor, to]`` and advances the cursor behind the fence.  It neither retries nor waits nor decides how large a
+chunk is; whatever goes wrong is raised, with nothing written.  A mover asks capabilities and shapes, never a server's
+name.
 """
 
 from __future__ import annotations

@@ -13,9 +13,10 @@ from engine.model import Backend, Observation, Side, Span
 class StatementMover:
     """Runs a chunk statement of ``engine.sql.statements``.
 
-    ``first`` and ``following`` are the statement for a span's first chunk (no lower bound) and for the others.  ``collided``
-    is what a chunk falls back to when it meets a unique violation on one of ``arbiters``: somebody wrote one of its keys
-    in between.  Any other unique violation is a bad row, not a reason to try again.
+    ``first`` and ``following`` are the statement for a span's first chunk (no lower bound) and for the others;
+    ``direct`` is the cheaper pair for chunks of whose range the target holds nothing.  ``collided``
+    is what a chunk falls back to when it meets a unique violation on one of ``arbiters``: somebody wrote one of its
+    keys in between.  Any other unique violation is a bad row, not a reason to try again.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class StatementMover:
         *,
         first: str,
         following: str,
+        direct: tuple[str, str] | None = None,
         collided: tuple[str, str] | None = None,
         arbiters: frozenset[str] = frozenset(),
     ) -> None:
@@ -37,6 +39,7 @@ class StatementMover:
         self._row_bytes = row_bytes
         self._clock = clock
         self._statements = (first, following)
+        self._direct = direct or (first, following)
         self._collided = collided
         self._arbiters = arbiters
         self._connection: Connection | None = None
@@ -66,7 +69,7 @@ class StatementMover:
         """One statement: rows, fence and commit."""
         crashpoint("write.before")
         try:
-            observation = await self._run(self._statements, span, bound)
+            observation = await self._run(self._statements if bound.occupied else self._direct, span, bound)
         except Exception as error:
             failure = classify(error)
             if (

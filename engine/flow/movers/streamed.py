@@ -1,8 +1,8 @@
 """The mover between two databases: ``COPY … TO STDOUT`` of the source streamed straight into ``COPY … FROM STDIN``.
 
-No chunk is ever in memory as a whole: pieces pass through a short queue, whose fullness is the backpressure, and through
-the native frame scanner, which counts rows and checks the frames.  Rows, cursor and fence commit in one transaction of
-the target; the source is only read.
+No chunk is ever in memory as a whole: pieces pass through a short queue, whose fullness is the backpressure, and
+through the native frame scanner, which counts rows and checks the frames.  Rows, cursor and fence commit in one
+transaction of the target; the source is only read.
 """
 
 from __future__ import annotations

@@ -268,8 +268,8 @@ SELECT j.name AS job,
               sum(rows_estimated) AS estimated,
               sum(CASE WHEN cursor = hi THEN rows_estimated
                        ELSE least(rows_estimated, scanned::double precision) END) AS passed,
-              count(*) FILTER (WHERE phase = j.phase) AS spans,
-              count(*) FILTER (WHERE phase = j.phase AND cursor = hi) AS finished,
+              count(*) FILTER (WHERE phase = j.phase OR j.phase = 'end') AS spans,
+              count(*) FILTER (WHERE (phase = j.phase OR j.phase = 'end') AND cursor = hi) AS finished,
               count(*) FILTER (WHERE cursor IS DISTINCT FROM hi AND lease_until > clock_timestamp()) AS leased
          FROM backfill.span
         WHERE job_id = j.id) s ON true

@@ -78,7 +78,7 @@ def check_arbiter(facts: PreflightFacts, columns: ColumnMap, key: Key) -> Iterat
             " application at once would be there twice",
             f"CREATE UNIQUE INDEX CONCURRENTLY on {in_sql(target)} ({names}), neither partial nor deferrable",
         )
-    others = [i for i in target.indexes if i.unique and i is not arbiter and not _implied(i, arbiter)]
+    others = [i for i in target.indexes if i.unique and not _implied(i, arbiter)]
     if others:
         yield finding(
             Code.SEVERAL_UNIQUE,
@@ -268,7 +268,7 @@ def _key_not_mapped(columns: ColumnMap, key: Key, target: Table) -> Finding:
 
 def _implied(index: Index, arbiter: Index | None) -> bool:
     """True when being unique in ``arbiter`` implies being unique in ``index``."""
-    return arbiter is not None and "" not in index.columns and set(arbiter.columns) <= set(index.columns)
+    return arbiter is not None and set(arbiter.columns) <= set(index.columns)
 
 
 def _collations_differ(key: Key, places: Sequence[Column], target: Table) -> Finding:
