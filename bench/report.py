@@ -156,7 +156,7 @@ class Report:
         goal = None if target is None else Target(target)
         by_own_clock = [b.seconds / a.own_seconds for a, b in pairs if a.own_seconds]
         if by_own_clock:
-            started = f"{statistics.median(by_own_clock):.2f} x without the process's start-up"
+            started = f"{statistics.median(by_own_clock):.2f} x by the job's own clock"
             note = "; ".join(text for text in (started, note) if text)
         self.ratios.append(Ratio(f"{work}: {ours} against {other}", per_round, goal, note))
 

@@ -95,17 +95,6 @@ cdef void invert_all(
         store(codes, i, start + (step if step < width else width))
 
 
-cdef void raise_all(uint64_t[:, ::1] codes) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef uint128_t highest = 0, code
-    for i in range(codes.shape[0]):
-        code = load(codes, i)
-        if code < highest:
-            store(codes, i, highest)
-        else:
-            highest = code
-
-
 cdef void encode_all(
     const uint8_t[::1] data, const int64_t[::1] offsets, unsigned int base, int digits, uint64_t[:, ::1] codes,
 ) noexcept nogil:
@@ -166,14 +155,6 @@ def invert(const uint64_t[:, ::1] curve, const double[::1] rows, const double[::
     with nogil:
         invert_all(curve, rows, targets, codes_view)
     return codes
-
-
-def make_rising(uint64_t[:, ::1] codes):
-    """Raise, in place, each code that is below an earlier one to the highest so far."""
-    if codes.shape[1] != 2:
-        raise ValueError("codes have two halves")
-    with nogil:
-        raise_all(codes)
 
 
 def encode_digits(const uint8_t[::1] data, const int64_t[::1] offsets, unsigned int base, int digits):

@@ -83,7 +83,10 @@ SELECT c.relkind::text AS kind,
 COLUMNS: Final = """
 SELECT a.attname::text AS name, a.attnum::int4 AS number, a.atttypid::int8 AS type_oid,
        format_type(a.atttypid, a.atttypmod) AS type_name,
-       a.attnotnull AS not_null, a.attidentity::text AS identity, a.attgenerated::text AS generated,
+       a.attnotnull AND NOT EXISTS (
+           SELECT FROM pg_constraint k  -- since 18 a NOT NULL may be NOT VALID, with NULLs there already
+            WHERE k.conrelid = a.attrelid AND k.contype = 'n' AND NOT k.convalidated AND k.conkey = ARRAY[a.attnum]
+       ) AS not_null, a.attidentity::text AS identity, a.attgenerated::text AS generated,
        (a.atthasdef AND a.attgenerated = '') AS has_default,
        a.attcollation::int8 AS collation
   FROM pg_attribute a

@@ -182,8 +182,13 @@ async def inspect(spec: JobSpec, databases: tuple[Database, Database]) -> Inspec
 
 
 def _same_database(one: Connection, other: Connection) -> bool:
+    """One database behind two DSNs.  A promoted clone has the same identifiers, but started at another moment."""
     a, b = one.server, other.server
-    return bool(a.system_identifier) and (a.system_identifier, a.database_oid) == (b.system_identifier, b.database_oid)
+    return bool(a.system_identifier) and (a.system_identifier, a.started, a.database_oid) == (
+        b.system_identifier,
+        b.started,
+        b.database_oid,
+    )
 
 
 async def _inspect(spec: JobSpec, endpoints: Endpoints, there: Connection, here: Connection) -> Inspection:

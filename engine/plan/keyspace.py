@@ -10,6 +10,7 @@ never costs rows, because bounds are existing keys and the source server compare
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Sequence
 from fractions import Fraction
@@ -225,24 +226,26 @@ class KeySpace:
         """The curve from ``low`` over the marks, which have so many rows up to them, to ``high``; ``edge`` rows lie
         outside the marks at either end.
         """
-        codes = self._codec.encode([low, *marks, high])
-        inner = np.ascontiguousarray(codes[1:-1])
-        kernel.make_rising(inner)
-        numbers = to_numbers(inner)
-        first, *_, last = to_numbers(codes)
+        first, *placed, last = to_numbers(self._codec.encode([low, *marks, high]))
         last = max(first, last)
+        # Marks that seem to lie before earlier ones are misread, or the statistics are: they tell nothing.
+        rising = _longest_rising(placed)
+        numbers = [placed[i] for i in rising]
         if self._kind not in _EXACT_KINDS:
-            self._texts = {first: low, **dict(reversed([*zip(numbers, marks, strict=True)])), last: high}
-        if not marks:
+            self._texts = {last: high, **{placed[i]: marks[i] for i in reversed(rising)}, first: low}
+        if not numbers:
             return to_codes([first, last]), np.array([0.0, 1.0])
         if self._kind in _MISREAD_KINDS:
             first, last = min(first, numbers[0]), max(last, numbers[-1])
-        along = np.array(counts)
+        along = np.array([counts[i] for i in rising])
         # Ends that the marks do not reach are added; marks outside the ends are of rows deleted since, and are cut off.
-        (before, _), (_, after) = (kernel.locate(inner, along, to_codes(ends)) for ends in ([first], [last]))
-        start = float(before[0]) if first > numbers[0] else counts[0] - edge * (first < numbers[0])
-        end = float(after[0]) if last < numbers[-1] else counts[-1] + edge * (last > numbers[-1])
-        kept = [(n, c) for n, c in zip(numbers, counts, strict=True) if first <= n <= last and start <= c <= end]
+        curve = to_codes(numbers)
+        (before, _), (_, after) = (kernel.locate(curve, along, to_codes(ends)) for ends in ([first], [last]))
+        start = float(before[0]) if first > numbers[0] else counts[0] - edge * (first < placed[0])
+        end = float(after[0]) if last < numbers[-1] else counts[-1] + edge * (last > placed[-1])
+        kept = [
+            (n, c) for n, c in zip(numbers, along.tolist(), strict=True) if first <= n <= last and start <= c <= end
+        ]
         points = [(first, start), *kept, (last, end)]
         return to_codes([n for n, _ in points]), np.array([count - start for _, count in points])
 
@@ -283,6 +286,24 @@ class KeySpace:
                 rows = shifted[-1][1]
                 low, high = shifted[0][0], shifted[-1][0]
                 self.refine(value, KeySpace(self._rest(), rows=rows, low=low, high=high, points=shifted))
+
+
+def _longest_rising(numbers: Sequence[int]) -> list[int]:
+    """Indexes of the longest sequence, not necessarily without gaps, that never falls."""
+    ends: list[int] = []  # the least number that a sequence of each length can end with
+    ends_at: list[int] = []
+    before: list[int] = []
+    for i, number in enumerate(numbers):
+        length = bisect.bisect_right(ends, number)
+        before.append(ends_at[length - 1] if length else -1)
+        ends[length : length + 1] = [number]
+        ends_at[length : length + 1] = [i]
+    result: list[int] = []
+    i = ends_at[-1] if ends_at else -1
+    while i >= 0:
+        result.append(i)
+        i = before[i]
+    return result[::-1]
 
 
 def _without_holes(

@@ -114,7 +114,9 @@ def _end_of_table(table: TableName, key: Key, prefix: KeyValue, *, descending: b
         f"t.{ident(column.name)} = ($1::text[])[{i}]::{column.type_name}"
         for i, column in enumerate(key.columns[: len(prefix)], start=1)
     ]
-    where = f"\nWHERE {' AND '.join(fixed)}" if fixed else ""
+    # A unique index of the target may hold NULLs, which sort at one end and are nobody's key.
+    fixed += [f"t.{ident(column.name)} IS NOT NULL" for column in key.columns[len(prefix) :]]
+    where = f"\nWHERE {' AND '.join(fixed)}"
     sql = (
         f"SELECT {_as_text('t', key.columns)}\nFROM {qualified(table)} AS t{where}"
         f"\nORDER BY {_order('t', key.columns, descending=descending)}\nLIMIT 1"

@@ -278,10 +278,11 @@ def present(table: TableName, key: Sequence[KeyColumn]) -> str:
     """
     width = len(key)
     same = " AND ".join(
-        f"s.{ident(c.name)} = ($1::text[])[{width} * n + {i + 1}]::{c.type_name}" for i, c in enumerate(key)
+        f"s.{ident(c.name)} = ($1::text[])[{width} * listed.n + {i + 1}]::{c.type_name}" for i, c in enumerate(key)
     )
+    # "listed.n", never a bare name: inside EXISTS a column of the table called "n" would be meant instead.
     return (
-        f"SELECT n FROM generate_series(0, cardinality($1::text[]) / {width} - 1) AS n "
+        f"SELECT listed.n FROM generate_series(0, cardinality($1::text[]) / {width} - 1) AS listed (n) "
         f"WHERE EXISTS (SELECT FROM {qualified(table)} AS s WHERE {same})"
     )
 

@@ -169,6 +169,9 @@ def until(backfill: Cli) -> Callable[..., None]:
 
     def wait(database: FreshDatabase, condition: str) -> None:
         def holds() -> bool:
+            for one in backfill.started:
+                if one.process.poll() not in (None, 0):
+                    pytest.fail(f"ended with {one.process.returncode}: {one.end().err}")
             if database.sql("SELECT to_regclass('backfill.status') IS NOT NULL").strip() != "t":
                 return False
             return database.sql(f"SELECT EXISTS (SELECT FROM backfill.status WHERE {condition})").strip() == "t"

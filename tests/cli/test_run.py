@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -263,12 +264,13 @@ def test_a_password_in_a_flag_is_refused_and_not_repeated(backfill: Cli, shop: F
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_job(backfill: Cli, shop: FreshDatabase, spec) -> None:
-    running = backfill.start("run", spec(chunk={"max_rows": 100}), "--json")
-    assert running.process.stdout is not None
-    running.process.stdout.readline()
-    running.process.stdout.close()
-    running.process.stdout = subprocess.DEVNULL and None
-    assert running.process.wait(30) == 0
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "engine", "run", spec(chunk={"max_rows": 100}), "--json"]
+    running = subprocess.Popen(command, stdout=writer, stderr=subprocess.DEVNULL)
+    os.close(writer)
+    assert os.read(reader, 1) == b"{"
+    os.close(reader)
+    assert running.wait(30) == 0
     assert wrong_rows(shop) == 0
 
 

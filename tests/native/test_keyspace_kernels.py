@@ -90,13 +90,6 @@ def test_a_target_that_is_not_a_number_leads_to_the_end():
     assert numbers_of(kernel.invert(codes_of([3, 9]), np.array([0.0, 5.0]), np.array([np.nan, np.inf]))) == [9, 9]
 
 
-@given(st.lists(CODES, max_size=30))
-def test_making_codes_rise_keeps_the_highest_so_far(numbers):
-    codes = codes_of(numbers)
-    kernel.make_rising(codes)
-    assert numbers_of(codes) == [max(numbers[: i + 1]) for i in range(len(numbers))]
-
-
 @st.composite
 def digit_items(draw):
     base = draw(st.integers(2, 256))

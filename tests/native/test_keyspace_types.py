@@ -152,6 +152,14 @@ def test_days_outside_the_usual_calendar_come_back(days):
     assert parse_date(format_date(days)) == days
 
 
+def test_the_turns_of_all_centuries_come_back():
+    for century in range(-47, 120):
+        turn = parse_date(f"{century * 100 + 1:04d}-01-01" if century >= 0 else f"{-century * 100:04d}-01-01 BC")
+        for days in (*range(turn - 2, turn + 3), *range(turn + 58, turn + 62), turn + 365):
+            assert parse_date(format_date(days)) == days
+        assert len({format_date(turn + days) for days in range(-400, 400)}) == 800
+
+
 def test_dates_before_christ_and_of_five_digit_years_are_spelled_as_the_server_does():
     assert parse_date("0001-12-31 BC") == parse_date("0001-01-01") - 1
     assert format_date(parse_date("0044-03-15 BC")) == "0044-03-15 BC"

@@ -25,6 +25,8 @@ _BUILT_IN = {
     "double precision": 701,
     "jsonb": 3802,
     "character varying": 1043,
+    "inet": 869,
+    "macaddr": 829,
 }
 COLLATION = "libc en_US.UTF-8 2.36"
 

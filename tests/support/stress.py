@@ -29,9 +29,9 @@ CLIENTS: Final = 4  # per writer process
 INSIDE: Final = 0.97
 """Share of the kills that are aimed at an open chunk transaction; the others hit whatever is going on."""
 
-POLL_S: Final = 0.002
+AGAIN_S: Final = 0.05
 AIM_S: Final = 5.0
-"""How long to wait for an open chunk before shooting anyway."""
+"""How long to look for an open chunk before shooting anyway."""
 
 _SESSIONS = """
 SELECT pid, client_port, state, xact_start, left(ltrim(query), 400) AS query, wait_event
@@ -140,7 +140,7 @@ class Report:
 
     @property
     def inside(self) -> float:
-        """Share of the kills that were inside an open transaction of a chunk: it was there before and after."""
+        """Share of the kills that were inside an open transaction of a chunk."""
         inside = sum(n for phase, n in self.phases.items() if not phase.startswith("outside"))
         return inside / self.kills if self.kills else 0.0
 
@@ -276,22 +276,18 @@ class Killer:
     async def _shoot(self) -> Process:
         """Kill a runner; note what it was doing."""
         victim = self._rng.choice([r for r in self.runners if r.is_running] or self.runners)
-        phase, session = "outside", None
-        if self._rng.random() < INSIDE:
-            deadline = time.monotonic() + AIM_S
-            # A chunk that is seen from its beginning would always be shot at its beginning.
-            not_before = time.monotonic() + self._rng.uniform(0, 0.2)
-            while time.monotonic() < deadline and victim.is_running:
-                phase, session = self._pick(victim, await self._sessions())
-                if session is not None and time.monotonic() >= not_before:
-                    break
-                await asyncio.sleep(POLL_S)
-        else:
-            phase, session = self._pick(victim, await self._sessions())
+        aimed = self._rng.random() < INSIDE
+        deadline = time.monotonic() + AIM_S
+        while True:
+            # Frozen first, then looked at: what is seen is what it is killed in.
+            victim.signal(signal.SIGSTOP)
+            phase, inside = self._pick(victim, await self._sessions())
+            if inside or not aimed or time.monotonic() > deadline or not victim.is_running:
+                break
+            victim.signal(signal.SIGCONT)
+            await asyncio.sleep(self._rng.uniform(0, AGAIN_S))
         victim.signal(signal.SIGKILL)
         self._report.kills += 1
-        if session is not None and not await self._was_open(session):
-            phase = "outside: just ended"
         self._report.phases[phase] += 1
         await victim.ended()
         return victim
@@ -302,33 +298,19 @@ class Killer:
         self._rng.shuffle(rows)
         return rows
 
-    def _pick(self, victim: Process, sessions: list[Any]) -> tuple[str, Any]:
-        """The phase of one of the victim's workers that is inside a chunk, and its session."""
+    def _pick(self, victim: Process, sessions: list[Any]) -> tuple[str, bool]:
+        """What one of the victim's workers is doing, and whether that is inside a transaction of a chunk."""
         try:
             ports = {c.laddr.port for c in psutil.Process(victim.pid).net_connections("tcp")}
         except psutil.Error:
-            return "outside: starting or ended", None
+            return "outside: starting or ended", False
         ours = [s for s in sessions if s["client_port"] in ports]
-        if not ours:
-            return "outside: not connected", None
         for session in ours:
-            if session["xact_start"] is None:
-                continue
-            for start, phase in _PHASES:
-                if session["query"].startswith(start):
-                    return phase, session
-        return "outside: between chunks", None
-
-    async def _was_open(self, session: Any) -> bool:
-        """The transaction is still there: so it was when the signal hit."""
-        assert self._watch is not None
-        return bool(
-            await self._watch.fetchval(
-                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND xact_start = $2)",
-                session["pid"],
-                session["xact_start"],
-            )
-        )
+            if session["xact_start"] is not None:
+                for start, phase in _PHASES:
+                    if session["query"].startswith(start):
+                        return phase, True
+        return ("outside: between chunks" if ours else "outside: not connected"), False
 
 
 async def stress(plan: Plan, databases: TwoDatabases) -> Report:

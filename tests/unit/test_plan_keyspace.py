@@ -120,6 +120,15 @@ def test_every_type_has_rising_positions_that_lead_back(kind, basis):
     assert back == sorted(back)
 
 
+def test_text_in_an_order_that_nobody_would_guess_still_gives_rising_guesses():
+    by_length = ["zz", "b", "yyy", "aaaa", "kkkkk", "ccccc", "q"]
+    space = KeySpace(key_of("text"), rows=700, low=("zz",), high=("q",), histogram=by_length)
+    guesses = space.guesses(np.linspace(0, 700, 40))
+    positions = [space.position(guess) for guess in guesses]
+    assert positions == sorted(positions)
+    assert positions[-1] == 700
+
+
 def test_rows_outside_the_histogram_get_their_small_share():
     space = int_space(rows=10_000, low=0, high=300, histogram=["100", "150", "200"])
     edge = space.position(("100",))

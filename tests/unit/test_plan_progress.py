@@ -71,7 +71,15 @@ def test_a_selective_filter_shows_in_the_estimate_and_not_in_the_progress():
 def test_an_unfinished_job_is_never_complete():
     report = Progress(space(0.0)).look(0.0, [span(1, None, 999, cursor=999), span(2, 999, 1000)], 999)
     assert report.progress < 1
+    beyond_all_estimates = Progress(space()).look(0.0, [span(1, None, 2000, cursor=1500)], 1500)
+    assert 0.99 < beyond_all_estimates.progress < 1
     assert Progress(space(0.0)).look(0.0, [], 0).progress == 1.0
+
+
+def test_progress_stands_still_where_the_servers_order_runs_against_the_estimates():
+    progress = Progress(space())
+    assert progress.look(0.0, [span(1, None, 1000, cursor=600)], 600).progress == pytest.approx(0.6)
+    assert progress.look(1.0, [span(1, None, 1000, cursor=300)], 610).progress == pytest.approx(0.6)
 
 
 @given(st.lists(st.integers(1, 999), min_size=1, max_size=20), st.data())

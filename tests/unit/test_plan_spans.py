@@ -124,6 +124,23 @@ def test_infinite_ends_hide_nothing_that_lies_between():
     assert max(unevenness(result, table)) < 2
 
 
+def test_an_infinite_end_counts_as_one_row_and_not_as_a_distance():
+    values = [str(n) for n in range(10**6, 10**6 + 5000)]
+    table = TableInMemory([("-Infinity",), ("NaN",), *((v,) for v in values)], read=decimal_order)
+    points = drive(survey(key_of("numeric"), table.keys[0], table.keys[-1]), table.answer)
+    assert points[0] == (("-Infinity",), 1.0)
+    assert points[1] == ((values[0],), 2.0)
+    assert points[-2][0] == (values[-1],)
+    assert points[-1][1] == pytest.approx(5002, rel=0.1)
+
+
+def test_keys_that_crowd_around_one_value_are_found_in_a_few_rounds():
+    table = TableInMemory([(str(n**9),) for n in range(-1500, 1501)], read=Decimal)
+    result = plan(table, key_of("numeric"), spans=8)
+    assert_tiled(result, table)
+    assert max(unevenness(result, table)) < 1.7
+
+
 def test_rows_that_came_after_the_statistics_are_found_behind_the_histogram():
     table = TableInMemory(ints(range(0, 20_000, 2))).analyse()
     grown = TableInMemory(ints([*range(0, 20_000, 2), *range(20_000, 40_000)]), statistics=table.statistics)

@@ -10,6 +10,7 @@ from engine.plan.keyspace import kind_of
 from engine.plan.preflight.catalogue import Code, did_you_mean, finding
 from engine.spec import JobSpec
 
+_FIRST_USER_OID = 16384
 _UNIQUE_INDEX_HINT = "CREATE UNIQUE INDEX CONCURRENTLY on not-null columns of it"
 
 
@@ -37,7 +38,9 @@ def choose_arbiter(key_columns: Sequence[str], target: Table) -> Index | None:
     late, the third means something else.
     """
     wanted = sorted(key_columns)
-    fitting = [i for i in target.indexes if _arbitrates(i) and sorted(i.columns) == wanted]
+    fitting = [
+        i for i in target.indexes if _arbitrates(i) and sorted(i.columns) == wanted and not _foreign(i.columns, target)
+    ]
     return min(fitting, key=lambda i: (not i.primary, i.size_bytes, i.name), default=None)
 
 
@@ -78,6 +81,8 @@ def _named_key(names: Sequence[str], source: Table) -> KeyChoice:
     nullable = _nullable(names, source)
     if nullable:
         return KeyChoice(None, (_nullable_finding(f"key ({', '.join(names)})", nullable, source),))
+    if foreign := _foreign(names, source):
+        return KeyChoice(None, (_foreign_finding(f"key ({', '.join(names)})", foreign, source),))
     if not any(i.orders_rows and i.columns == tuple(names) for i in source.indexes):
         return KeyChoice(None, (_why_no_index_serves(names, source),))
     serving = [i for i in source.indexes if i.orders_rows and i.columns == tuple(names)]
@@ -106,7 +111,11 @@ def _why_no_index_serves(names: Sequence[str], source: Table) -> Finding:
 
 
 def _default_key(source: Table) -> KeyChoice:
-    serving = [i for i in source.indexes if i.orders_rows and not _nullable(i.columns, source)]
+    serving = [
+        i
+        for i in source.indexes
+        if i.orders_rows and not _nullable(i.columns, source) and not _foreign(i.columns, source)
+    ]
     if serving:
         return _chosen(min(serving, key=lambda i: _cost(i, source)), source)
     unique = [i for i in source.indexes if i.unique]
@@ -191,7 +200,30 @@ def _nullable(names: Iterable[str], table: Table) -> list[str]:
 def _why_not(index: Index, source: Table) -> Finding:
     if not index.orders_rows:
         return _unusable_finding(index, source)
+    if foreign := _foreign(index.columns, source):
+        return _foreign_finding(f"unique index {index.name}", foreign, source)
     return _nullable_finding(f"unique index {index.name}", _nullable(index.columns, source), source)
+
+
+def _foreign(names: Iterable[str], table: Table) -> list[str]:
+    """Columns whose base type is an extension's (citext): its operators are not in pg_catalog, so under our pinned
+    search path ``>`` would silently be another type's, in another order than the index's.
+    """
+    return [
+        c.name
+        for c in _columns(names, table)
+        if c.type_kind in "bd" and c.category_oid >= _FIRST_USER_OID and not c.enum_labels
+    ]
+
+
+def _foreign_finding(what: str, foreign: Sequence[str], source: Table) -> Finding:
+    names = ", ".join(f"{c.name} ({c.type_name})" for c in _columns(foreign, source))
+    return finding(
+        Code.KEY_INDEX_UNUSABLE,
+        f"{what} of {source.name} cannot serve as key: the type of {names} comes from an extension,"
+        " and its order is not that of any built-in type",
+        f"name another key, or {_UNIQUE_INDEX_HINT}",
+    )
 
 
 def _nullable_finding(what: str, nullable: Sequence[str], source: Table) -> Finding:
