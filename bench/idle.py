@@ -14,7 +14,7 @@ import uvloop
 from bench.ours import in_process
 from bench.report import AT_MOST, Figure, Report, Sample, Target, arguments_for, say, settle
 from bench.stage import Stage, check_equal
-from engine.flow.worker import NO_SPAN
+from engine.flow.worker import CLAIMING, NO_SPAN
 
 ROWS = 3_000_000
 SMOKE_ROWS = 60_000
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stage.settle("work", "uneven")
             done = in_process(spec, uvloop.run)
             check_equal("the filled table", expected, stage.digest("work", "uneven"))
-            idle_s = done.waits.get(NO_SPAN, 0.0)
+            idle_s = done.waits.get(NO_SPAN, 0.0) + done.waits.get(CLAIMING, 0.0)
             share = idle_s / (WORKERS * done.running_s)
             shares.append(share)
             notes = {"idle_s": round(idle_s, 3), "idle_share": round(share, 4)}

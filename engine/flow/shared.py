@@ -99,6 +99,8 @@ class Shared:
     check_schema: Callable[[], Awaitable[None]]  # raises SchemaDrift when a table changed under the job
     stop: Stop = field(default_factory=Stop)
     released: asyncio.Event = field(default_factory=asyncio.Event)  # a span was let go of: look for work again
+    scarce: bool = False  # somebody found nothing to claim: chunks get smaller, so that all end together
+    in_flight: dict[int, int] = field(default_factory=dict)  # span -> rows of the chunk that one of ours is moving
     failure: BackfillError | None = None  # what stopped the job, when one of our workers met it
     rows: int = 0  # written by this process
     bytes: int = 0

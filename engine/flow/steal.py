@@ -15,17 +15,22 @@ from engine.flow.shared import Shared
 from engine.ledger.store import Ledger
 from engine.model import Backend, KeyValue, Span
 
-WORTH_CHUNKS: Final = 3
-"""A theft costs the holder the chunk in hand: below this many of our chunks it is cheaper to let him finish."""
+WORTH_CHUNKS: Final = 2
+"""A theft costs the holder what he has done of the chunk in hand, and halves what is left: with more than this many
+chunks left it is a gain whatever he has done.
+"""
 
 
 async def steal(
     shared: Shared, ledger: Ledger, worker: str, backends: tuple[Backend, ...], *, worth_rows: int
 ) -> Span | None:
-    """Take the upper half of the largest running span; None when none is worth it or the victim was faster."""
+    """Take the upper half of the largest running span; None when none is worth it or the victim was faster.
+
+    ``worth_rows``: the chunk that a holder in another process is taken to have in hand.
+    """
     candidates = await ledger.running_spans(shared.job_id, shared.phase)
     sized = [(shared.space.rows_between(span.cursor, span.hi), span) for span in candidates]
-    worthy = [pair for pair in sized if pair[0] > WORTH_CHUNKS * worth_rows]
+    worthy = [pair for pair in sized if pair[0] > WORTH_CHUNKS * shared.in_flight.get(pair[1].id, worth_rows)]
     if not worthy:
         return None
     _, victim = max(worthy, key=lambda pair: pair[0])

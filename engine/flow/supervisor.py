@@ -14,6 +14,7 @@ never depends on how long a chunk or a hold takes.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import socket
@@ -51,6 +52,7 @@ from engine.sql.statements import default_done, insert_chunk, update_chunk
 FOLLOW_S: Final = 1.0
 """Between two looks at the job's state when nobody notifies: an order reaches every worker within twice this."""
 
+SCHEMA_NEWS_S: Final = 0.5
 BARRIER_POLL_S: Final = 0.5
 CONTROL_PATIENCE_S: Final = 300.0
 """How long the ledger may be out of reach before this process gives up; its leases have long run out by then."""
@@ -96,6 +98,7 @@ class Supervisor:
         self._state: JobState | None = None
         self._waiting = ""
         self._schema_turn = asyncio.Lock()
+        self._schema_checked_at = -math.inf
         self._control_turn = asyncio.Lock()
         self._looks = AsyncLimiter(5, 1)  # a storm of notifications must not become a storm of queries
         self._status: JobStatus | None = None
@@ -209,7 +212,8 @@ class Supervisor:
             case JobState.DONE:
                 return True, None
             case JobState.FAILED:
-                return True, _recorded(job)
+                # Our own failure says more than what the ledger keeps of it.
+                return True, (self._shared.failure if self._shared is not None else None) or _recorded(job)
             case JobState.CANCELLED:
                 return True, HeldByOperator(
                     f"job {job.name} was cancelled" + (f": {job.reason}" if job.reason else ""),
@@ -375,6 +379,10 @@ class Supervisor:
     async def _check_schema(self, job: JobRecord) -> None:
         """Before every claim and before the end: is the job still about the tables it was planned for?"""
         async with self._schema_turn:
+            now = self._clock.now()
+            if now - self._schema_checked_at < SCHEMA_NEWS_S:
+                return  # workers that claim at the same moment share one look
+            self._schema_checked_at = now
             await opening.check_schema(self._need_ledger(), job, self._prepared, self._sides)
 
     def _mover(self, job: JobRecord, phase: Phase, number: int) -> Mover:
@@ -442,6 +450,7 @@ class Supervisor:
     async def _end_phase(self, job: JobRecord, phase: Phase) -> None:
         """No worker of ours found anything left.  The ledger decides whether the phase is over; one process acts."""
         ledger = self._need_ledger()
+        self._schema_checked_at = -math.inf
         await self._check_schema(job)
         if phase is Phase.MOVE and self._prepared.sweeps:
             crashpoint("phase.before")

@@ -44,8 +44,11 @@ IDLE_POLL_S: Final = 0.1
 """Between two looks for work while others hold all of it."""
 
 LIMITED_CHUNK_S: Final = 1.0
+SCARCE_SHARE: Final = 1 / 3
+SCARCE_FLOOR_ROWS: Final = 500
 
 NO_SPAN: Final = "no span left to claim"
+CLAIMING: Final = "claiming a span"
 RATE_WINDOW_S: Final = 3.0
 
 
@@ -118,10 +121,15 @@ class Worker:
         """Claim, else steal, else wait for others to finish; None when the phase is over or we are asked to stop."""
         shared = self._shared
         began = shared.clock.now()
+        nothing_since: float | None = None
         try:
             while not shared.stop.is_set:
                 shared.released.clear()
-                span = await self._claim() or await self._steal()
+                span = await self._claim()
+                if span is None:
+                    nothing_since = shared.clock.now() if nothing_since is None else nothing_since
+                    shared.scarce = True
+                    span = await self._steal()
                 if span is not None:
                     return span
                 if await self._ledger.unfinished(shared.job_id, shared.phase) == 0:
@@ -131,7 +139,13 @@ class Worker:
             return None
         finally:
             self.waiting = ""
-            self.waits[NO_SPAN] = self.waits.get(NO_SPAN, 0.0) + shared.clock.now() - began
+            ended = shared.clock.now()
+            looked_until = ended if nothing_since is None else nothing_since
+            self._count(CLAIMING, looked_until - began)
+            self._count(NO_SPAN, ended - looked_until)
+
+    def _count(self, reason: str, seconds: float) -> None:
+        self.waits[reason] = self.waits.get(reason, 0.0) + seconds
 
     async def _claim(self) -> Span | None:
         shared = self._shared
@@ -192,29 +206,37 @@ class Worker:
         """One chunk: bound, admission, move, observation.  Returns the span as it stands afterwards."""
         shared = self._shared
         crashpoint("boundary.before")
-        bound = await self._bounds.next(span.cursor, span.hi, self._wanted_rows)
+        rows = self._wanted_rows(span)
+        bound = await self._bounds.next(span.cursor, span.hi, rows)
         crashpoint("boundary.after")
-        self._bounds.look_ahead(bound.to, span.hi, self._wanted_rows)
+        self._bounds.look_ahead(bound.to, span.hi, rows)
         admission = shared.bucket.try_acquire(bound.scanned) or await self._admission(bound.scanned)
         if admission is None:
             return span
         try:
             if shared.stop.is_set or not self._is_trusted:
                 return span  # the admission took long; whoever reads this loop sees to it
+            shared.in_flight[span.id] = bound.scanned
             observation = await self._mover.move(span, bound)
             admission.settle(observation.scanned)
         finally:
+            shared.in_flight.pop(span.id, None)
             admission.settle(0)  # a refund, unless it was settled
         self._learn(span, bound, observation, admission.waited_s)
         return replace(span, cursor=bound.to, rows=span.rows + observation.rows)
 
-    @property
-    def _wanted_rows(self) -> int:
-        """What the sizer asks for, but under a low limit no more than a second of it: a limit of 1,000 rows/s means a
-        small chunk every second, not a large one every minute.
+    def _wanted_rows(self, span: Span) -> int:
+        """What the sizer asks for, with two exceptions.  Under a low limit no more than a second of it: a limit of
+        1,000 rows/s means a small chunk every second, not a large one every minute.  And when there is nothing left to
+        claim, a part of what the span has left, so that the workers come to their ends together.
         """
-        rate = self._shared.bucket.rate
-        return self.sizer.rows if rate is None else max(1, min(self.sizer.rows, int(rate * LIMITED_CHUNK_S)))
+        rows = self.sizer.rows
+        if (rate := self._shared.bucket.rate) is not None:
+            rows = min(rows, int(rate * LIMITED_CHUNK_S))
+        if self._shared.scarce:
+            left = self._shared.space.rows_between(span.cursor, span.hi)
+            rows = min(rows, max(self._shared.limits.min_rows, SCARCE_FLOOR_ROWS, int(left * SCARCE_SHARE)))
+        return max(1, rows)
 
     async def _admission(self, cost: int) -> Admission | None:
         """Wait for the bucket, but not longer than until asked to stop (None)."""
@@ -414,7 +436,7 @@ class Worker:
         self.waiting = f"retry after {failure.sqlstate or 'a lost connection'}"
         began = now
         await shared.stop.pause(shared.clock, delay_s)
-        self.waits["retry"] = self.waits.get("retry", 0.0) + shared.clock.now() - began
+        self._count("retry", shared.clock.now() - began)
         self.waiting = ""
 
     async def _between_spans(self, error: Exception) -> None:

@@ -127,6 +127,8 @@ def test_text_in_an_order_that_nobody_would_guess_still_gives_rising_guesses():
     positions = [space.position(guess) for guess in guesses]
     assert positions == sorted(positions)
     assert positions[-1] == 700
+    assert all(space.rises(a, b) for a, b in itertools.pairwise(guesses))
+    assert len(set(guesses)) > 10
 
 
 def test_rows_outside_the_histogram_get_their_small_share():

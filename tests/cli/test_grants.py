@@ -1,0 +1,85 @@
+"""``backfill grants``: a role that is nobody special runs a job with exactly what the script gives."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli, wrong_rows
+from tests.support.databases import FreshDatabase, TwoDatabases, on_each_major
+
+_serial = itertools.count()
+
+
+@pytest.fixture
+def make_role(request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
+    """``make_role(database, "LOGIN")``: roles that are gone afterwards, with whatever they were granted."""
+    made: list[tuple[FreshDatabase, str, list[FreshDatabase]]] = []
+
+    def make(database: FreshDatabase, options: str = "", *others: FreshDatabase) -> str:
+        name = f"role_{os.getpid()}_{next(_serial)}"
+        database.sql(f"CREATE ROLE {name} {options}")
+        made.append((database, name, [database, *others]))
+        return name
+
+    yield make
+    for database, name, places in reversed(made):
+        for place in places:
+            place.sql(f"DROP OWNED BY {name}")
+        database.sql(f"DROP ROLE {name}")
+
+
+def as_user(dsn: str, user: str) -> str:
+    return f"{dsn}{'&' if '?' in dsn else '?'}user={user}" if "@" not in dsn else dsn.replace(
+        dsn[dsn.index("//") + 2 : dsn.index("@")], user, 1
+    )
+
+
+@on_each_major
+def test_a_login_and_a_worker_role_fill_a_column_with_nothing_but_the_script(
+    backfill: Cli, shop: FreshDatabase, spec, make_role, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mover, login = make_role(shop), make_role(shop, "LOGIN")
+    path = spec(role=mover)
+    monkeypatch.setenv("BACKFILL_DSN", as_user(shop.dsn, login))
+    assert backfill("run", path).code != 0
+    script = backfill("grants", path, "--login", login)
+    assert script.code == 0
+    shop.sql(script.out)
+    done = backfill("run", path, "--json")
+    assert (done.code, done.json["rows"]) == (0, 20000), done.err
+    assert wrong_rows(shop) == 0
+    for command in (["pause"], ["status"], ["history"], ["restart", "--yes"]):
+        assert backfill(*command, "cents").code == 0, command
+
+
+def test_one_role_copies_between_databases_with_nothing_but_the_script(
+    backfill: Cli, two_shops: TwoDatabases, copy_job: Path, make_role, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    role = make_role(two_shops.source, "LOGIN", two_shops.target)
+    two_shops.target.sql("INSERT INTO orders_v2 VALUES (4000, 1, 100)")  # one chunk goes through the staging table
+    script = backfill("grants", copy_job, "--to", role).out
+    here, _, there = script.partition(f"-- In database {two_shops.target.name}")
+    two_shops.source.sql(here)
+    two_shops.target.sql(f"-- {there}")
+    monkeypatch.setenv("SOURCE_DSN", as_user(two_shops.source.dsn, role))
+    monkeypatch.setenv("TARGET_DSN", as_user(two_shops.target.dsn, role))
+    done = backfill("run", copy_job, "--json")
+    assert (done.code, done.json["rows"]) == (0, 4999), done.err
+
+
+def test_a_job_that_is_there_needs_no_file(backfill: Cli, shop: FreshDatabase, spec, make_role) -> None:
+    backfill("run", spec())
+    script = backfill("grants", "cents", "--to", "anybody").out
+    assert 'GRANT SELECT, UPDATE ON "public"."orders" TO "anybody";' in script
+    assert "CREATE SCHEMA backfill" not in script
+    assert backfill("grants", "cents").code == 2, "nobody to grant to"
+
+
+def test_grants_changes_nothing(backfill: Cli, shop: FreshDatabase, spec) -> None:
+    assert "CREATE SCHEMA backfill" in backfill("grants", spec(), "--to", "anybody").out
+    assert shop.sql("SELECT to_regnamespace('backfill') IS NULL").strip() == "t"

@@ -1,0 +1,251 @@
+"""Lost replies, held messages, thefts: whatever the wire does, a row is written once.
+
+The jobs add one to a counter and their ``done`` is never true: nothing but the fence keeps a chunk from being applied
+twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+import engine.flow.worker
+from engine.embedded import EmbeddedServer
+from engine.events import ChunkCommitted, ChunkRetried, Event, SpanClaimed
+from engine.flow import Supervisor
+from engine.model import JobState, Mode
+from engine.spec import ChunkLimits, JobSpec
+from tests.support.databases import FreshDatabase, TwoDatabases
+from tests.support.gate import Gate, Wire, _abort
+from tests.support.jobs import SHORT, in_place, into, prepare, rows_of
+
+pytestmark = pytest.mark.faults
+
+ROWS = 6000
+CHUNK = ChunkLimits(min_rows=10, max_rows=300)
+CHUNK_STATEMENT = b"WITH moved"
+FENCE_STATEMENT = b"backfill.advance"
+SLOT_S = 20.0
+
+
+@pytest.fixture
+async def gate(server: EmbeddedServer) -> AsyncIterator[Gate]:
+    async with Gate(server.host, server.port) as opened:
+        yield opened
+
+
+@pytest.fixture
+def no_privilege_to_end_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a role without pg_signal_backend: what the former holder left behind stays."""
+
+    async def forbidden(*_: object, **__: object) -> list[object]:
+        return []
+
+    monkeypatch.setattr(engine.flow.worker, "terminate_backends", forbidden)
+
+
+def counting_job(gate: Gate, database: FreshDatabase, rows: int = ROWS, **settings: Any) -> JobSpec:
+    database.sql("CREATE TABLE src (id int PRIMARY KEY, counter int NOT NULL DEFAULT 0)")
+    database.sql(f"INSERT INTO src SELECT g FROM generate_series(1, {rows}) g; ANALYZE src")
+    assignments = {"counter": "counter + 1"}
+    return in_place(gate.dsn(database.dsn), "src", assignments, done="false", chunk=CHUNK, **settings)
+
+
+def counters(database: FreshDatabase) -> str:
+    return database.sql("SELECT min(counter), max(counter), count(*) FROM src")
+
+
+class Running:
+    """A job that runs in this loop, and its events."""
+
+    def __init__(self, supervisor: Supervisor, events: list[Event]) -> None:
+        self.events = events
+        self.supervisor = supervisor
+        self.task = asyncio.create_task(supervisor.run())
+
+    def count(self, kind: type[Event]) -> int:
+        return sum(isinstance(event, kind) for event in self.events)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(SLOT_S):
+            while not condition() and not self.task.done():
+                await asyncio.sleep(0.01)
+        assert condition(), (self.task.done() and self.task.result(), self.events[-5:])
+
+    async def done(self) -> None:
+        result = await asyncio.wait_for(self.task, SLOT_S)
+        assert result.error is None, result.error
+        assert result.state is JobState.DONE
+
+
+async def start(spec: JobSpec, *, workers: int = 1) -> Running:
+    events: list[Event] = []
+    return Running(Supervisor(await prepare(spec), workers=workers, emit=events.append, leases=SHORT, seed=1), events)
+
+
+def wire_of(gate: Gate, worker: str) -> Wire:
+    (wire,) = [w for w in gate.wires if w.application.endswith(f"/{worker}")]
+    return wire
+
+
+async def test_the_reply_to_a_chunks_commit_is_lost(gate: Gate, database: FreshDatabase) -> None:
+    spec = counting_job(gate, database)
+    lost = gate.on(backend="C", during=CHUNK_STATEMENT, nth=3, times=4).reset()
+    running = await start(spec)
+    await running.done()
+    assert lost.hits == 4
+    assert running.count(ChunkRetried) >= 4
+    assert counters(database) == f"1|1|{ROWS}"
+
+
+@pytest.mark.parametrize("message", [1, 5, 9])
+async def test_the_connection_breaks_inside_the_reply(gate: Gate, database: FreshDatabase, message: int) -> None:
+    spec = counting_job(gate, database)
+    broken = gate.on(backend="D", during=CHUNK_STATEMENT, nth=2, times=3).reset(after_bytes=message)
+    running = await start(spec)
+    await running.done()
+    assert broken.hits == 3
+    assert counters(database) == f"1|1|{ROWS}"
+
+
+@pytest.mark.parametrize("mode", [Mode.INSERT, Mode.COPY])
+async def test_the_reply_to_a_commit_of_rows_is_lost(gate: Gate, databases: TwoDatabases, mode: Mode) -> None:
+    source, target = databases.source, databases.source if mode is Mode.INSERT else databases.target
+    source.sql(f"CREATE TABLE src (id int PRIMARY KEY, v int); INSERT INTO src SELECT g, g FROM generate_series(1, {ROWS}) g")
+    target.sql("CREATE TABLE dst (id int PRIMARY KEY, v int)")
+    here = gate.dsn(source.dsn)
+    there = here if mode is Mode.INSERT else gate.dsn(target.dsn)
+    statement = CHUNK_STATEMENT if mode is Mode.INSERT else FENCE_STATEMENT
+    kind: dict[str, Any] = {} if mode is Mode.INSERT else {"containing": b"COMMIT"}
+    lost = gate.on(backend="C", during=statement, nth=2, times=3, **kind).reset()
+    running = await start(into(here, "src", there, "dst", chunk=CHUNK))
+    await running.done()
+    assert lost.hits == 3
+    assert rows_of(source, "SELECT * FROM src") == rows_of(target, "SELECT * FROM dst")
+    assert int(target.sql("SELECT sum(rows) FROM backfill.span WHERE phase = 'move'")) == ROWS
+
+
+async def test_a_retry_while_the_first_attempt_hangs_in_a_proxy_is_fenced(
+    gate: Gate, database: FreshDatabase, no_privilege_to_end_sessions: None
+) -> None:
+    """The worker has reconnected and done the chunk again when the first attempt arrives after all."""
+    spec = counting_job(gate, database)
+    held = gate.on(frontend="B", during=CHUNK_STATEMENT, nth=3).hold()
+    refused = gate.on(backend="E", containing=b"BF001").delay(0)
+    running = await start(spec)
+    await held.happened()
+    before = running.count(ChunkCommitted)
+    _abort(wire_of(gate, "w1")._client)
+    await running.until(lambda: running.count(ChunkCommitted) >= before + 3)
+    held.release()
+    await refused.happened()
+    await running.done()
+    assert counters(database) == f"1|1|{ROWS}"
+
+
+async def test_the_same_attempt_cannot_arrive_once_its_session_was_ended(gate: Gate, database: FreshDatabase) -> None:
+    spec = counting_job(gate, database)
+    held = gate.on(frontend="B", during=CHUNK_STATEMENT, nth=3).hold()
+    running = await start(spec)
+    await held.happened()
+    pid = wire_of(gate, "w1").backend_pid
+    before = running.count(ChunkCommitted)
+    _abort(wire_of(gate, "w1")._client)
+    await running.until(lambda: running.count(ChunkCommitted) >= before + 1)
+    assert database.sql(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}") == "0"
+    held.release()
+    await running.done()
+    assert counters(database) == f"1|1|{ROWS}"
+
+
+async def test_a_commit_that_hangs_in_a_proxy_while_the_chunk_is_tried_again(
+    gate: Gate, databases: TwoDatabases, no_privilege_to_end_sessions: None
+) -> None:
+    """Between two databases: rows are in, the fence and COMMIT are held up, and their worker is long gone on."""
+    source, target = databases.source, databases.target
+    source.sql(f"CREATE TABLE src (id int PRIMARY KEY, v int); INSERT INTO src SELECT g, g FROM generate_series(1, {ROWS}) g")
+    target.sql("CREATE TABLE dst (id int PRIMARY KEY, v int)")
+    held = gate.on(frontend="Q", containing=FENCE_STATEMENT, nth=3).hold()
+    refused = gate.on(backend="E", containing=b"BF001").delay(0)
+    running = await start(into(source.dsn, "src", gate.dsn(target.dsn), "dst", chunk=CHUNK, lock_timeout_s=0.3))
+    await held.happened()
+    _abort(wire_of(gate, "w1")._client)
+    # The held transaction keeps its rows: whoever inserts the same keys waits for it, and gives way by time-out.
+    await running.until(lambda: running.count(ChunkRetried) >= 2)
+    held.release()
+    await refused.happened()
+    await running.done()
+    assert rows_of(source, "SELECT * FROM src") == rows_of(target, "SELECT * FROM dst")
+    assert int(target.sql("SELECT sum(rows) FROM backfill.span WHERE phase = 'move'")) == ROWS
+
+
+async def test_a_late_insert_of_a_row_that_is_gone_meanwhile_is_fenced(
+    gate: Gate, database: FreshDatabase, no_privilege_to_end_sessions: None
+) -> None:
+    database.sql(f"CREATE TABLE src (id int PRIMARY KEY); INSERT INTO src SELECT generate_series(1, {ROWS})")
+    database.sql("CREATE TABLE dst (id int PRIMARY KEY)")
+    held = gate.on(frontend="B", during=CHUNK_STATEMENT, nth=3).hold()
+    refused = gate.on(backend="E", containing=b"BF001").delay(0)
+    dsn = gate.dsn(database.dsn)
+    running = await start(into(dsn, "src", dsn, "dst", chunk=CHUNK))
+    await held.happened()
+    _abort(wire_of(gate, "w1")._client)
+    await running.done()
+    database.sql("DELETE FROM dst")  # as dual-write would, for as many deletes: nobody may bring a row back now
+    held.release()
+    await refused.happened()
+    await asyncio.sleep(0.1)
+    assert database.sql("SELECT count(*) FROM dst") == "0"
+
+
+async def test_a_span_is_halved_under_a_chunk_that_is_on_its_way(gate: Gate, database: FreshDatabase) -> None:
+    spec = counting_job(gate, database, rows=20_000)
+    held = gate.on(frontend="B", during=CHUNK_STATEMENT, application="/w1", nth=2).hold()
+    refused = gate.on(backend="E", containing=b"BF001").delay(0)
+    running = await start(spec, workers=2)
+    await held.happened()
+    worker = running.supervisor.workers[0]
+    assert worker.span is not None
+    victim = worker.span.id
+    shortened = f"SELECT hi[1]::int < {worker.span.hi[0]} FROM backfill.span WHERE id = {victim}"
+    await running.until(lambda: database.sql(shortened) == "t")
+    held.release()
+    await refused.happened()
+    await running.done()
+    assert any(isinstance(e, SpanClaimed) and e.stolen for e in running.events)
+    assert counters(database) == "1|1|20000"
+
+
+async def test_half_open_connections_are_given_up_and_the_job_goes_on(gate: Gate, database: FreshDatabase) -> None:
+    spec = counting_job(gate, database)
+    running = await start(spec, workers=2)
+    await running.until(lambda: running.count(ChunkCommitted) >= 3)
+    gate.silence()
+    await asyncio.sleep(SHORT.lease_s * 1.5)
+    for wire in list(gate.wires):
+        wire._is_silent.update(frontend=True, backend=True)  # what was open then never comes back
+    gate.heal()
+    await running.done()
+    assert counters(database) == f"1|1|{ROWS}"
+
+
+async def test_every_message_arrives_in_slices_of_a_byte(gate: Gate, databases: TwoDatabases) -> None:
+    source, target = databases.source, databases.target
+    source.sql("CREATE TABLE src (id int PRIMARY KEY, v text); INSERT INTO src SELECT g, 'v' || g FROM generate_series(1, 300) g")
+    target.sql("CREATE TABLE dst (id int PRIMARY KEY, v text)")
+    gate.slice_bytes = 1
+    running = await start(into(gate.dsn(source.dsn), "src", gate.dsn(target.dsn), "dst", chunk=CHUNK))
+    await running.done()
+    assert rows_of(source, "SELECT * FROM src") == rows_of(target, "SELECT * FROM dst")
+
+
+async def test_a_slow_wire_costs_time_and_nothing_else(gate: Gate, database: FreshDatabase) -> None:
+    spec = counting_job(gate, database, rows=1000)
+    gate.latency_s = 0.01
+    running = await start(spec, workers=2)
+    await running.done()
+    assert running.count(ChunkRetried) == 0
+    assert counters(database) == "1|1|1000"
