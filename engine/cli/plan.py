@@ -165,7 +165,7 @@ def _table_json(label: str, table: Table) -> dict[str, Any]:
 
 def _forecast_json(guess: Forecast) -> dict[str, Any]:
     return {
-        "seconds": [round(guess.seconds.low, 1), round(guess.seconds.high, 1)],
+        "seconds": [round(guess.seconds.low, 3), round(guess.seconds.high, 3)],
         "wal_bytes": [round(guess.wal_bytes.low), round(guess.wal_bytes.high)],
         "growth_bytes": [round(guess.growth_bytes.low), round(guess.growth_bytes.high)],
         "basis": guess.basis,

@@ -18,6 +18,7 @@ from engine.model import Side, Table
 from engine.plan.preflight import choose_key
 from engine.spec import Dsn, Endpoint, JobSpec, TableRef, TemplateFacts, json_schema, load_spec, template
 from engine.spec.misfit import Misfit
+from engine.spec.template import PLACEHOLDER
 
 _PLACEHOLDER_DSN = "${SOURCE_DSN}"
 
@@ -51,15 +52,15 @@ def init(
         raise UsageError("--set fills columns in place, and a --target is given", hint="give one of the two")
     facts = run_async(_look(table, dsn, target, target_dsn, columns, name))
     text = template(facts)
-    if output is None:
+    if output is not None:
+        _write_new(Path(output), text)
+    if terminal.as_json:
+        terminal.json({"file": output, "spec": text})
+    elif output is None:
         terminal.data(text.rstrip("\n"))
-        return 0
-    _write_new(Path(output), text)
-    terminal.say(
-        f"wrote {output}; next: fill in REPLACE_ME, then backfill plan {output}"
-        if "REPLACE_ME" in text
-        else (f"wrote {output}; next: backfill plan {output}")
-    )
+    if output is not None:
+        blanks = "fill in REPLACE_ME, then " if PLACEHOLDER in text else ""
+        terminal.say(f"wrote {output}; next: {blanks}backfill plan {output}")
     return 0
 
 

@@ -119,6 +119,8 @@ class Database:
                 ssl=tls.argument_for(host, self.options.tls),
                 direct_tls=self.options.tls.direct and not host.is_socket,
                 timeout=self.options.connect_timeout_s,
+                # Behind a proxy the kernel sees a peer that lives and never answers: no statement is awaited for ever.
+                command_timeout=_user_timeout_s(settings),
                 server_settings=settings,
                 target_session_attrs=SessionAttribute(attributes),
                 loop=cast(asyncio.AbstractEventLoop, TolerantLoop()),

@@ -28,6 +28,9 @@ DENSE: Final = 0.8
 SPARSE: Final = 0.5
 """Share of a chunk's ids that must have been rows for arithmetic to go on."""
 
+PROBE_DEADLINE_S: Final = 60.0
+"""A walk that takes longer is not on its way any more: the server's own time-out has ended it."""
+
 _RECONNECT_S: Final = 0.2
 _ATTEMPTS: Final = 5
 _LOST: Final = (Action.RECONNECT, Action.WAIT, Action.PAUSE)
@@ -68,7 +71,7 @@ class Prober:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 async with self._turn:
-                    return await (await self._open()).fetch(sql, *args)
+                    return await (await self._open()).fetch(sql, *args, timeout_s=PROBE_DEADLINE_S)
             except Exception as error:
                 if classify(error).action not in _LOST or attempt == _ATTEMPTS:
                     raise

@@ -52,6 +52,12 @@ from engine.sql.statements import default_done, insert_chunk, update_chunk
 FOLLOW_S: Final = 1.0
 """Between two looks at the job's state when nobody notifies: an order reaches every worker within twice this."""
 
+SWEEP_START_ROWS: Final = 20_000
+"""A sweep only looks, at some millions of rows a second."""
+
+SWEEP_SPANS_PER_WORKER: Final = 4
+"""Few, for the same reason; the last ones are shared out by stealing."""
+
 SCHEMA_NEWS_S: Final = 0.5
 BARRIER_POLL_S: Final = 0.5
 CONTROL_PATIENCE_S: Final = 300.0
@@ -310,7 +316,11 @@ class Supervisor:
         self._say("")
         shared = await self._share(job, phase)
         self._shared = shared
-        self._workers = [Worker(n + 1, shared, self._mover(job, phase, n + 1)) for n in range(self._workers_wanted)]
+        start_rows = SWEEP_START_ROWS if phase is Phase.SWEEP else None
+        self._workers = [
+            Worker(n + 1, shared, self._mover(job, phase, n + 1), start_rows=start_rows)
+            for n in range(self._workers_wanted)
+        ]
         self._everybody += [w.id for w in self._workers]
         helpers = [
             asyncio.create_task(self._guarded(self._keep_leases(shared), shared), name="leases"),
@@ -469,7 +479,7 @@ class Supervisor:
         key = self._prepared.sweep_key
         assert key is not None
         plan = await answer(
-            plan_spans(key, workers=max(1, self._workers_wanted)),
+            plan_spans(key, spans=SWEEP_SPANS_PER_WORKER * max(1, self._workers_wanted)),
             self._sides[Side.TARGET],
             self._prepared.written_table.name,
             key,

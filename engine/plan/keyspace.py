@@ -78,6 +78,8 @@ class KeySpace:
             curve, along = self._with_common(curve, along, values, fractions)
         self._curve = curve
         self._along = _scaled(along, self.rows)
+        self._marks = to_numbers(curve), self._along.tolist()  # the curve as it is before holes are known
+        self._holes: set[tuple[int, int]] = set()
         if points:
             self._put_points_inside(points)
         if low[0] == high[0] and len(key.columns) > 1 and not self._inner:
@@ -105,15 +107,34 @@ class KeySpace:
     def exclude(self, holes: Sequence[tuple[KeyValue, KeyValue]]) -> None:
         """Take note that no key lies between the two of each pair: the rows around a hole move together.
 
-        Pairs of neighbouring keys, in order; one that is not a hole, or not in order, changes nothing.
+        Pairs of neighbouring keys; one that is not a hole changes nothing.
         """
         if not self.rows:
             return
-        open_ends = [(self._number(left[0]), self._number(right[0])) for left, right in holes]
-        numbers, along = to_numbers(self._curve), self._along.tolist()
-        points = _without_holes(numbers, along, [(left, right) for left, right in open_ends if left < right])
+        ends = [(self._number(left[0]), self._number(right[0])) for left, right in holes]
+        # From the marks anew: rows between two of them move across all holes that are known by now.
+        self._holes.update((left, right) for left, right in ends if left < right)
+        points = _without_holes(*self._marks, sorted(self._holes))
         self._curve = to_codes([number for number, _ in points])
         self._along = _scaled(np.array([count for _, count in points]), self.rows)
+
+    def open_middles(self, guesses: Sequence[KeyValue]) -> list[KeyValue]:
+        """The middle of the widest stretch without a known hole, in the histogram's bucket around each guess."""
+        if not self.rows:
+            return []
+        numbers, along = to_numbers(self._curve), self._along.tolist()
+        marks, _ = self._marks
+        middles: set[int] = set()
+        for place in {bisect.bisect_right(marks, self._number(guess[0])) for guess in guesses}:
+            if not 0 < place < len(marks):
+                continue
+            start = bisect.bisect_left(numbers, marks[place - 1])
+            end = bisect.bisect_left(numbers, marks[place])
+            widths = [(numbers[i + 1] - numbers[i], i) for i in range(start, end) if along[i + 1] > along[i]]
+            width, widest = max(widths, default=(0, 0))
+            if width > 1:
+                middles.add(numbers[widest] + width // 2)
+        return [(value,) for value in self._decode(to_codes(sorted(middles)))] if middles else []
 
     def rows_with(self, value: str) -> float:
         """Estimated rows that have ``value`` in the leading column; 0 where nothing is known of it."""

@@ -31,11 +31,12 @@ FEWEST_ROWS_PER_SPAN: Final = 50_000
 MOST_SPANS: Final = 4096
 """Each boundary is a probe while planning and each span a row of the ledger; stealing cuts finer where it matters."""
 
-LOOKS_FOR_HOLES: Final = 5
-"""Rounds of probing at the boundaries.  A bucket of the histogram does not say that all its rows lie at one end of it;
-the keys on both sides of a boundary do.  Each round finds one more of the widest holes in a bucket, as a rule."""
+LOOKS_FOR_HOLES: Final = 6
+"""Rounds of probing around the boundaries.  A bucket of the histogram does not say that all its rows lie at one end of
+it; neighbouring keys do.  On keys with power-law gaps the largest of 32 spans was 1.5 to 2.1 times the smallest without
+looking, 1.2 after six rounds, and not much better after twelve (1.1 is what the sampling of ANALYZE leaves)."""
 
-MOST_SPANS_TO_LOOK_AT: Final = 512  # with more of them, one that is twice its size is still a small one
+MOST_SPANS_TO_LOOK_AT: Final = 256  # with more of them, one that is twice its size is still a small one
 
 _MISLEADING_SHARE: Final = 0.1  # of rows, spread without a histogram, from which on the index is probed instead
 
@@ -115,10 +116,11 @@ def _tail(key: Key, statistics: ColumnStatistics, first: KeyValue, last: KeyValu
 
 
 def _look_for_holes(space: KeySpace, spans: int) -> Steps[None]:
-    """Exclude from the key space the holes that boundaries would fall into."""
+    """Exclude from the key space the holes around its boundaries: those they fall into, and wide ones near by."""
     looked_at: set[KeyValue] = set()
     for _ in range(LOOKS_FOR_HOLES):
-        guesses = [guess for guess in space.boundaries(spans) if guess not in looked_at]
+        cuts = space.boundaries(spans)
+        guesses = [guess for guess in cuts + space.open_middles(cuts) if guess not in looked_at]
         looked_at.update(guesses)
         samples = (yield from ask_samples(guesses, 1)) if guesses else ()
         space.exclude([(s.before, s.at) for s in samples if s.before is not None and s.at is not None])

@@ -217,7 +217,7 @@ def insert_staged(target: TargetShape, cursor: KeyValue | None, to: KeyValue) ->
 # -- the sweep ------------------------------------------------------------------------------------------------------
 
 # A row's xmin shows 32 bits of the transaction that wrote it.
-_OURS = "{alias}.xmin::text::bigint IN (SELECT xid::text::numeric % 4294967296 FROM backfill.written WHERE job_id = $1)"
+_OURS = "{row}.xmin::text::bigint IN (SELECT xid::text::numeric % 4294967296 FROM backfill.written WHERE job_id = $1)"
 
 
 def sweep_chunk(source: SourceShape, target: TargetShape, *, first: bool) -> str:
@@ -225,7 +225,8 @@ def sweep_chunk(source: SourceShape, target: TargetShape, *, first: bool) -> str
     none, which is the usual case; else returns how many and leaves the cursor alone (``server_s`` null).
     """
     return (
-        f"WITH suspect AS (SELECT count(*) AS n {_suspects(source, target, None if first else CURSOR, TO)}) "
+        f"{_missing(source, target, None if first else CURSOR, TO)}, "
+        f"suspect AS (SELECT count(*) AS n FROM missing WHERE {_OURS.format(row='missing')}) "
         "SELECT n AS rows, CASE WHEN n = 0 THEN backfill.advance($1::bigint, $2::int, $3::bigint, $4::text[], "
         "$5::text[], $6::text[], 0, $7::bigint, (0 * $8::double precision)::bigint, false) END AS server_s FROM suspect"
     )
@@ -235,17 +236,20 @@ def suspects(source: SourceShape, target: TargetShape, *, first: bool) -> str:
     """The keys that ``sweep_chunk`` counted.  ``$1`` job, ``$2`` cursor, ``$3`` to."""
     lo = None if first else parameter(2)
     return (
-        f"SELECT {texts(target.key, 'd')} AS key {_suspects(source, target, lo, parameter(3))}{_unused(2, first)} "
-        f"ORDER BY {columns(target.key, 'd')}"
+        f"{_missing(source, target, lo, parameter(3))} SELECT key FROM missing "
+        f"WHERE {_OURS.format(row='missing')}{_unused(2, first)}"
     )
 
 
-def _suspects(source: SourceShape, target: TargetShape, lo: Bound | None, hi: Bound) -> str:
+def _missing(source: SourceShape, target: TargetShape, lo: Bound | None, hi: Bound) -> str:
+    """Rows of the target whose key the source does not hold.  Materialized, so that whose they are is asked of these
+    few and not of every row that is looked at.
+    """
     return (
+        f"WITH missing AS MATERIALIZED (SELECT d.xmin, {texts(target.key, 'd')} AS key "
         f"FROM {qualified(target.table)} AS d LEFT JOIN {qualified(source.table)} AS s "
         f"ON {equal(source.key.columns, 's', target.key, 'd')} AND {within(source.key.columns, lo, hi, 's')} "
-        f"WHERE {within(target.key, lo, hi, 'd')} AND s.{ident(source.key.columns[0].name)} IS NULL "
-        f"AND {_OURS.format(alias='d')}"
+        f"WHERE {within(target.key, lo, hi, 'd')} AND s.{ident(source.key.columns[0].name)} IS NULL)"
     )
 
 
@@ -259,7 +263,7 @@ def our_keys(target: TargetShape, *, first: bool) -> str:
     lo = None if first else parameter(2)
     return (
         f"SELECT {texts(target.key, 'd')} AS key FROM {qualified(target.table)} AS d "
-        f"WHERE {within(target.key, lo, parameter(3), 'd')} AND {_OURS.format(alias='d')}{_unused(2, first)}"
+        f"WHERE {within(target.key, lo, parameter(3), 'd')} AND {_OURS.format(row='d')}{_unused(2, first)}"
     )
 
 
@@ -267,7 +271,7 @@ def lock_ours(target: TargetShape) -> str:
     """Lock those of the given keys that are still as we wrote them.  ``$1`` job, ``$2`` keys (see ``key_list``)."""
     return (
         f"SELECT {texts(target.key, 'd')} AS key FROM {qualified(target.table)} AS d "
-        f"WHERE ({columns(target.key, 'd')}) IN ({_listed(target.key, 2)}) AND {_OURS.format(alias='d')} "
+        f"WHERE ({columns(target.key, 'd')}) IN ({_listed(target.key, 2)}) AND {_OURS.format(row='d')} "
         f"ORDER BY {columns(target.key, 'd')} FOR UPDATE OF d"
     )
 
@@ -291,7 +295,7 @@ def delete_keys(target: TargetShape) -> str:
     """Delete rows by key, only as we wrote them.  ``$1`` job, ``$2`` keys (see ``key_list``)."""
     return (
         f"DELETE FROM {qualified(target.table)} AS d "
-        f"WHERE ({columns(target.key, 'd')}) IN ({_listed(target.key, 2)}) AND {_OURS.format(alias='d')} RETURNING 1"
+        f"WHERE ({columns(target.key, 'd')}) IN ({_listed(target.key, 2)}) AND {_OURS.format(row='d')} RETURNING 1"
     )
 
 

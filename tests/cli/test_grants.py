@@ -33,10 +33,8 @@ def make_role(request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
         database.sql(f"DROP ROLE {name}")
 
 
-def as_user(dsn: str, user: str) -> str:
-    return f"{dsn}{'&' if '?' in dsn else '?'}user={user}" if "@" not in dsn else dsn.replace(
-        dsn[dsn.index("//") + 2 : dsn.index("@")], user, 1
-    )
+def as_user(database: FreshDatabase, user: str) -> str:
+    return database.server.dsn(database.name, user=user)
 
 
 @on_each_major
@@ -45,7 +43,7 @@ def test_a_login_and_a_worker_role_fill_a_column_with_nothing_but_the_script(
 ) -> None:
     mover, login = make_role(shop), make_role(shop, "LOGIN")
     path = spec(role=mover)
-    monkeypatch.setenv("BACKFILL_DSN", as_user(shop.dsn, login))
+    monkeypatch.setenv("BACKFILL_DSN", as_user(shop, login))
     assert backfill("run", path).code != 0
     script = backfill("grants", path, "--login", login)
     assert script.code == 0
@@ -66,8 +64,8 @@ def test_one_role_copies_between_databases_with_nothing_but_the_script(
     here, _, there = script.partition(f"-- In database {two_shops.target.name}")
     two_shops.source.sql(here)
     two_shops.target.sql(f"-- {there}")
-    monkeypatch.setenv("SOURCE_DSN", as_user(two_shops.source.dsn, role))
-    monkeypatch.setenv("TARGET_DSN", as_user(two_shops.target.dsn, role))
+    monkeypatch.setenv("SOURCE_DSN", as_user(two_shops.source, role))
+    monkeypatch.setenv("TARGET_DSN", as_user(two_shops.target, role))
     done = backfill("run", copy_job, "--json")
     assert (done.code, done.json["rows"]) == (0, 4999), done.err
 

@@ -55,7 +55,9 @@ def test_a_done_job_moves_nothing_and_says_so(backfill: Cli, shop: FreshDatabase
 
 
 def test_flags_say_the_same_as_a_file(backfill: Cli, shop: FreshDatabase) -> None:
-    done = backfill("run", "--dsn", shop.dsn, "--table", "orders", "--set", "cents=(amount * 100)::bigint", "--name", "f")
+    done = backfill(
+        "run", "--dsn", shop.dsn, "--table", "orders", "--set", "cents=(amount * 100)::bigint", "--name", "f"
+    )
     assert done.code == 0
     assert wrong_rows(shop) == 0
 
@@ -74,7 +76,9 @@ def test_a_pause_is_sticky_until_somebody_resumes(
     running = backfill.start("run", slow_job)
     until(shop, "rows_done > 0")
     assert backfill("pause", "cents", "--reason", "disk is filling").code == 0
+    ordered = time.monotonic()
     until(shop, "state = 'paused' AND workers = 0")
+    assert time.monotonic() - ordered < 8, "workers leave when they stop; they are not just forgotten after a while"
     refused = backfill("run", slow_job, "--no-wait")
     assert refused.code == 8
     assert "disk is filling" in refused.err
@@ -207,7 +211,9 @@ def test_a_changed_table_stops_the_job_and_the_last_line_tells_it(
     assert stopped.lines[-2]["code"] == "schema_drift"
 
 
-def test_a_cancelled_job_stays_so_until_restart(backfill: Cli, shop: FreshDatabase, slow_job: Path, spec, until) -> None:
+def test_a_cancelled_job_stays_so_until_restart(
+    backfill: Cli, shop: FreshDatabase, slow_job: Path, spec, until
+) -> None:
     running = backfill.start("run", slow_job)
     until(shop, "rows_done > 0")
     assert backfill("cancel", "cents").code == 0

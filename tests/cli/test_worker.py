@@ -105,7 +105,9 @@ def test_a_reference_that_nobody_allowed_is_not_looked_up(
 ) -> None:
     """The ledger is untrusted: a row in it must not make this host read its other secrets."""
     monkeypatch.setenv("OTHER_SECRET", two_shops.source.dsn)
-    two_shops.target.sql("UPDATE backfill.job SET spec = jsonb_set(spec, '{source,dsn,reference}', '\"${OTHER_SECRET}\"')")
+    two_shops.target.sql(
+        "UPDATE backfill.job SET spec = jsonb_set(spec, '{source,dsn,reference}', '\"${OTHER_SECRET}\"')"
+    )
     worker = ("worker", "--once", "--dsn", two_shops.target.dsn)
     refused = backfill(*worker)
     assert refused.code == 2

@@ -161,7 +161,8 @@ def test_the_turns_of_all_centuries_come_back():
     for last, following in (
         ("2100-02-28", "2100-03-01"),
         ("2000-02-28", "2000-02-29"),
-        ("0101-02-28 BC", "0101-02-29 BC"),
+        ("0101-02-28 BC", "0101-03-01 BC"),
+        ("0401-02-28 BC", "0401-02-29 BC"),
     ):
         assert format_date(parse_date(last) + 1) == following
 

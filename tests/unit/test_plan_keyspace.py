@@ -240,6 +240,7 @@ def test_an_empty_table_has_no_rows_anywhere():
     assert space.position(("5",)) == 0
     assert space.rows_between(None, ("5",)) == 0
     assert space.boundaries(8) == []
+    assert space.open_middles([("5",)]) == []
     assert space.split(("1",), ("5",)) == ("5",)
     with pytest.raises(ValueError, match="empty"):
         space.guess(1)
@@ -272,6 +273,24 @@ def test_no_guess_falls_into_a_hole_that_is_known(bounds, holes):
     for left, right in kept:
         assert sum(left + 1 < guess < right for guess in guesses) == 0
         assert space.rows_between((str(left),), (str(right),)) == pytest.approx(0, abs=1e-3)
+
+
+def test_holes_found_one_by_one_count_like_holes_found_at_once():
+    holes = [(("10",), ("400",)), (("500",), ("520",)), (("600",), ("990",))]
+    at_once, one_by_one = (int_space(histogram=["0", "1000", "2000"], high=2000) for _ in range(2))
+    at_once.exclude(holes)
+    for hole in reversed(holes):
+        one_by_one.exclude([hole])
+    for key in range(0, 2000, 7):
+        assert one_by_one.position((str(key),)) == pytest.approx(at_once.position((str(key),)))
+    assert at_once.position(("500",)) == pytest.approx(500 * 110 / 200)
+
+
+def test_the_widest_stretch_around_a_guess_is_where_to_look_for_the_next_hole():
+    space = int_space(histogram=["0", "1000", "2000"], high=2000)
+    assert space.open_middles([("3",), ("700",)]) == [("500",)]
+    space.exclude([(("450",), ("900",))])
+    assert space.open_middles([("3",), ("700",), ("1500",)]) == [("225",), ("1500",)]
 
 
 def test_holes_that_contradict_the_statistics_change_nothing():

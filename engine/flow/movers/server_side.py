@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from engine.clock import Clock
 from engine.crashpoint import crashpoint
 from engine.db import Connection, Database
 from engine.db.failures import Action, classify
 from engine.flow.bounds import Bound
 from engine.model import Backend, Observation, Side, Span
+
+SETTING_DEADLINE_S: Final = 10.0
+"""A session that takes longer to accept a setting is half open."""
 
 
 class StatementMover:
@@ -119,5 +124,5 @@ class StatementMover:
 async def open_for_chunks(database: Database, purpose: str) -> Connection:
     """A data connection whose chunk statements cannot flip to a scan of the whole table."""
     connection = await database.connect(purpose, data=True)
-    await connection.execute("SET enable_seqscan = off")
+    await connection.execute("SET enable_seqscan = off", timeout_s=SETTING_DEADLINE_S)
     return connection
