@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import engine.db.database
 import engine.flow.bounds
 import engine.flow.worker
 from engine.embedded import EmbeddedServer
@@ -247,6 +248,7 @@ async def test_half_open_connections_are_given_up_and_the_job_goes_on(
     gate: Gate, database: FreshDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine.flow.bounds, "PROBE_DEADLINE_S", 1.0)
+    monkeypatch.setattr(engine.db.database, "_user_timeout_s", lambda _: 1.5)  # as if statements might take so long
     spec = counting_job(gate, database)
     running = await start(spec, workers=2)
     await running.until(lambda: running.count(ChunkCommitted) >= 3)
