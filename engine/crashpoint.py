@@ -19,12 +19,10 @@ POINTS: Final = (
     "boundary.after",
     "read.before",  # copy: before COPY OUT is asked for
     "read.first",  # copy: after its first piece
-    "transform.before",
-    "transform.after",
     "write.before",  # before the statement that changes rows
     "write.middle",  # copy: between two pieces of COPY IN
-    "write.after",  # copy: rows are in, the ledger is not
-    "commit.before",  # copy: all done but COMMIT
+    "write.after",  # copy, sweep: rows are in (copy: in the staging table, where there is one), the ledger is not
+    "commit.before",  # copy, sweep: next comes the fence together with COMMIT
     "commit.after",  # the server has acknowledged
     "release.before",
     "release.after",

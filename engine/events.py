@@ -126,6 +126,14 @@ class Draining(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Warned(Event):
+    """Something that a person may want to mend; the job goes on."""
+
+    name = "job.warning"
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobFinished(Event):
     """The last event of ``run``: the fields and their names are part of the contract."""
 

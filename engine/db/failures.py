@@ -245,8 +245,8 @@ def _is_loss(error: BaseException) -> bool:
     if isinstance(error, asyncpg.InternalClientError | asyncio.IncompleteReadError):
         return True
     if isinstance(error, asyncpg.InterfaceError):
-        # DataError: a parameter of ours does not fit; that is a bug, not a loss.
-        return not isinstance(error, ValueError)
+        # DataError: a parameter of ours does not fit; that is a bug, not a loss.  So are two tasks on one session.
+        return not isinstance(error, ValueError) and "another operation is in progress" not in str(error)
     return isinstance(error, OSError)  # TimeoutError and ConnectionError are among them
 
 

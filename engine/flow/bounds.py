@@ -9,7 +9,6 @@ steps over a gap of 10¹² ids as if it were one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -49,7 +48,7 @@ class Bound:
 
 
 class Prober:
-    """The connection that walks the key's index; shared by the workers of a process, one walk at a time."""
+    """A connection that walks the key's index, one walk at a time; some workers of a process share it."""
 
     def __init__(self, database: Database, table: TableName, key: Key, clock: Clock) -> None:
         self._database = database
@@ -106,7 +105,7 @@ class Prober:
 
     async def _open(self) -> Connection:
         if self._connection is None:
-            connection = await self._database.connect("bounds")
+            connection = await self._database.connect("bounds", data=True)
             # The order must come from the index: a sort would read the whole rest of the table for one key.
             await connection.execute("SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off")
             self._connection = connection
@@ -118,16 +117,12 @@ class Prober:
             await connection.close()
 
 
-IsEmpty = Callable[[KeyValue | None, KeyValue], Awaitable[bool]]
-"""Whether the target holds no row of ``(after, to]``."""
-
-
 class Bounds:
     """Cuts one worker's span into chunks, one chunk ahead."""
 
-    def __init__(self, prober: Prober, space: KeySpace, key: Key, is_empty: IsEmpty | None = None) -> None:
+    def __init__(self, prober: Prober, space: KeySpace, key: Key, target: TargetShape | None = None) -> None:
         self._prober = prober
-        self._is_empty = is_empty
+        self._target = target
         self._space = space
         self._can_count = len(key.columns) == 1 and key.columns[0].kind == "int"
         self._dense = False
@@ -155,7 +150,7 @@ class Bounds:
 
     def look_ahead(self, after: KeyValue, hi: KeyValue, rows: int) -> None:
         """Start looking for the end of the chunk behind the one that is about to move."""
-        if after != hi and (self._is_empty is not None or not self._dense):
+        if after != hi and (self._target is not None or not self._dense):
             self._ahead_of = (after, hi)
             self._ahead = asyncio.ensure_future(self._cut(after, hi, rows))
 
@@ -172,9 +167,9 @@ class Bounds:
 
     async def _cut(self, after: KeyValue | None, hi: KeyValue, rows: int) -> Bound:
         bound = await self._end(after, hi, rows)
-        if self._is_empty is None:
+        if self._target is None:
             return bound
-        return replace(bound, occupied=not await self._is_empty(after, bound.to))
+        return replace(bound, occupied=not await self._prober.is_empty(self._target, after, bound.to))
 
     async def _end(self, after: KeyValue | None, hi: KeyValue, rows: int) -> Bound:
         if self._dense and after is not None:

@@ -13,16 +13,14 @@ from engine.errors import LedgerDamaged, SchemaDrift, SpecChanged
 from engine.flow import barrier
 from engine.flow.answer import answer
 from engine.flow.prepare import Prepared
+from engine.flow.shared import Sides
 from engine.ledger.records import JobRecord, SpanRecord
 from engine.ledger.store import Ledger
-from engine.model import Key, KeyValue, Phase, Side, SpanBounds
+from engine.model import Key, KeyValue, Phase, Side, SpanBounds, Table
 from engine.plan.keyspace import KeySpace
 from engine.plan.questions import LastKey, Steps
 from engine.spec import differences
 from engine.sql.statements import disordered, key_list
-
-Sides = dict[Side, Connection]
-"""The connections to ask: both sides, or only the target's where both are one database."""
 
 _MEANINGLESS: Final = frozenset({"source_database", "target_database"})
 """Parts of the identity that are there for people: a database may be renamed."""
@@ -87,14 +85,23 @@ def check_identity(job: JobRecord, prepared: Prepared) -> None:
 
 async def take_fingerprint(prepared: Prepared, sides: Sides) -> dict[str, Any]:
     """The schema of both tables as far as the job depends on it."""
-    source = await fingerprint(source_of(sides), prepared.source_table)
+    source = await _fingerprint(source_of(sides), prepared.source_table)
     # The source may be rewritten (VACUUM FULL, CLUSTER) without harm; a target whose file changed was emptied or
     # rewritten, and lost rows of ours perhaps.
     source.pop("relfilenodes")
     prints = {"source": _relevant(source)}
     if prepared.target_table is not None:
-        prints["target"] = _relevant(await fingerprint(sides[Side.TARGET], prepared.target_table))
+        prints["target"] = _relevant(await _fingerprint(sides[Side.TARGET], prepared.target_table))
     return prints
+
+
+async def _fingerprint(connection: Connection, table: Table) -> dict[str, dict[str, Any]]:
+    try:
+        return await fingerprint(connection, table)
+    except LookupError:
+        raise SchemaDrift(
+            f"table {table.name} is gone", hint="what was moved is where it went; backfill cancel ends the job"
+        ) from None
 
 
 def _relevant(whole: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -139,10 +146,13 @@ async def check_spans(ledger: Ledger, job: JobRecord, prepared: Prepared, sides:
         (Phase.SWEEP, sides[Side.TARGET], prepared.sweep_key),
     ):
         spans = await ledger.spans(job.id, phase)
+        end = job.end_of(phase)
+        if (end is None) != (not spans):
+            raise _damaged(f"its spans of the phase {phase} are gone" if end else f"spans of {phase} come from nowhere")
         if spans and key is not None:
             await _check_tiling(spans, connection, key)
-    if job.rows_estimated > 0 and not await ledger.spans(job.id, Phase.MOVE):
-        raise _damaged("its spans are gone")
+            if _chained(spans)[-1].hi != end:
+                raise _damaged(f"its last span of the phase {phase} is gone")
 
 
 async def _check_tiling(spans: tuple[SpanRecord, ...], connection: Connection, key: Key) -> None:
@@ -205,10 +215,12 @@ async def key_space(ledger: Ledger, job: JobRecord, prepared: Prepared, phase: P
     key = prepared.key if phase is Phase.MOVE else prepared.sweep_key
     assert key is not None
     bounds = [SpanBounds(s.lo, s.hi, s.rows_estimated) for s in _chained(spans)]
-    return KeySpace.from_spans(key, bounds)
+    return KeySpace.from_spans(key, bounds, first=prepared.plan.first if phase is Phase.MOVE else None)
 
 
-async def rows_behind(job: JobRecord, ledger: Ledger, prepared: Prepared, sides: Sides) -> tuple[SpanBounds, ...]:
+async def rows_behind(
+    job: JobRecord, ledger: Ledger, prepared: Prepared, connection: Connection
+) -> tuple[SpanBounds, ...]:
     """What the frozen upper bound would miss when the start barrier falls.
 
     A transaction that was running at the freeze may have inserted keys above the bound without dual-write.  All such
@@ -220,7 +232,6 @@ async def rows_behind(job: JobRecord, ledger: Ledger, prepared: Prepared, sides:
         found = yield LastKey()
         return found  # type: ignore[return-value]  # the answer to LastKey is a key or None
 
-    connection = source_of(sides)
     last = await answer(ask(), connection, prepared.source.table, prepared.key)
     if last is None:
         return ()

@@ -19,6 +19,7 @@ from engine.db.inspect import inspect_table
 from engine.errors import PreflightRefused, UsageError
 from engine.flow.answer import answer
 from engine.model import Column, ConflictPolicy, Deletes, Finding, Index, Key, KeyColumn, Mode, Side, Table
+from engine.plan.keyspace import kind_of
 from engine.plan.preflight import (
     ColumnMap,
     ExpressionFacts,
@@ -380,7 +381,7 @@ def _prepared(seen: Inspection, key: Key, plan: SpanPlan) -> Prepared:
         assert seen.arbiter is not None, "preflight refuses a target without an arbiter"
         places = seen.columns.key_columns(key, seen.target)
         assert places is not None
-        target_key = tuple(_key_column(place, theirs) for place, theirs in zip(places, key.columns, strict=True))
+        target_key = tuple(_key_column(place) for place in places)
         in_order = seen.arbiter.orders_rows and seen.arbiter.columns == tuple(c.name for c in target_key)
         mapped = tuple(
             MappedColumn(
@@ -437,12 +438,12 @@ def _needs_cast(mode: Mode, source: Column | None, target: Column) -> bool:
     return target.type_oid < FIRST_USER_OID and (source is None or source.type_oid != target.type_oid)
 
 
-def _key_column(place: Column, ours: KeyColumn) -> KeyColumn:
+def _key_column(place: Column) -> KeyColumn:
     return KeyColumn(
         name=place.name,
         type_name=place.base_type,
         type_oid=place.type_oid,
-        kind=ours.kind,
+        kind=kind_of(place),
         collation=place.collation,
         collation_id=place.collation_id,
         enum_labels=place.enum_labels,

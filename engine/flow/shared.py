@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from engine.clock import Clock
+from engine.db import Connection
 from engine.errors import BackfillError
 from engine.events import Emit
-from engine.flow.bounds import IsEmpty, Prober
-from engine.model import Key, Phase, TableName
+from engine.model import Backend, Key, Phase, Side, TableName
 from engine.pace.bucket import TokenBucket
 from engine.plan.keyspace import KeySpace
 from engine.spec import ChunkLimits
+from engine.sql.statements import TargetShape
 
 LEASE_S: Final = 15.0
 """How long a lease holds without renewal.  Long enough that a slow network or a full collection of garbage does not
@@ -24,6 +25,10 @@ lose it, short enough that a killed worker's span waits only seconds."""
 RENEWALS_PER_LEASE: Final = 5
 TRUST: Final = 0.6
 """Share of the lease for which its holder believes in it after the last renewal it *sent*: it stops itself first."""
+
+
+Sides = dict[Side, Connection]
+"""The sessions to ask: both sides, or only the target's where both are one database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +93,15 @@ class Shared:
     table: TableName  # whose keys the phase pages through
     key: Key
     space: KeySpace
-    prober: Prober
     bucket: TokenBucket
     limits: ChunkLimits
     leases: Leases
     clock: Clock
     rng: random.Random
     emit: Emit
-    is_empty: IsEmpty | None  # asks the target about a chunk's range, where that can be asked ahead
-    check_schema: Callable[[], Awaitable[None]]  # raises SchemaDrift when a table changed under the job
+    target: TargetShape | None  # to be asked ahead about each chunk's range, where that is worth it
+    check_schema: Callable[[Sides], Awaitable[None]]  # raises SchemaDrift when a table changed under the job
+    end_backends: Callable[[tuple[Backend, ...]], Awaitable[None]]  # of a former holder
     stop: Stop = field(default_factory=Stop)
     released: asyncio.Event = field(default_factory=asyncio.Event)  # a span was let go of: look for work again
     scarce: bool = False  # somebody found nothing to claim: chunks get smaller, so that all end together

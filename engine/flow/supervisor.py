@@ -26,28 +26,23 @@ from aiolimiter import AsyncLimiter
 
 from engine.clock import Clock, SystemClock, jittered
 from engine.crashpoint import crashpoint
-from engine.db import Connection
-from engine.db.failures import Action, classify
+from engine.db.failures import classify
 from engine.errors import BackfillError, CannotConnect, HeldByOperator, Stopped
 from engine.events import Draining, Emit, JobOpened, PhaseChanged, StateChanged, Waiting
 from engine.flow import barrier, opening
 from engine.flow.answer import answer
 from engine.flow.bounds import Prober
-from engine.flow.movers import Mover
-from engine.flow.movers.server_side import StatementMover
-from engine.flow.movers.streamed import CopyMover
-from engine.flow.movers.sweep import SweepMover
+from engine.flow.control import DATABASE_IS_AWAY, TRY_AGAIN, Control, as_stop
+from engine.flow.movers.build import build_mover
 from engine.flow.prepare import Prepared
 from engine.flow.result import RunResult
-from engine.flow.shared import Leases, Shared, Stop
+from engine.flow.shared import Leases, Shared, Sides, Stop
 from engine.flow.worker import Worker
 from engine.ledger.records import JobRecord, JobStatus
 from engine.ledger.store import Ledger
-from engine.model import JobState, KeyValue, Mode, Phase, Side, SpanBounds
+from engine.model import JobState, Phase, Side, SpanBounds
 from engine.pace.bucket import TokenBucket
 from engine.plan.spans import plan_spans
-from engine.sql import read_expression
-from engine.sql.statements import default_done, insert_chunk, update_chunk
 
 FOLLOW_S: Final = 1.0
 """Between two looks at the job's state when nobody notifies: an order reaches every worker within twice this."""
@@ -63,7 +58,7 @@ BARRIER_POLL_S: Final = 0.5
 CONTROL_PATIENCE_S: Final = 300.0
 """How long the ledger may be out of reach before this process gives up; its leases have long run out by then."""
 
-_NO_DATABASE: Final = (Action.RECONNECT, Action.WAIT, Action.PAUSE)
+WORKERS_PER_PROBER: Final = 2
 
 
 class Supervisor:
@@ -93,10 +88,8 @@ class Supervisor:
         self._rng = random.Random(seed)
         self._drain = Stop()
         self._bucket = TokenBucket(prepared.spec.pace.max_rows_per_s, self._clock)
-        self._prober: Prober | None = None
-        self._control: Connection | None = None
-        self._ledger: Ledger | None = None
-        self._sides: opening.Sides = {}
+        self._control = Control(prepared.endpoints, prepared.spec.name, emit, self._hear)
+        self._job: JobRecord | None = None  # as last looked at
         self._shared: Shared | None = None
         self._workers: list[Worker] = []
         self._everybody: list[str] = []  # ids of all workers that this process has had
@@ -105,7 +98,6 @@ class Supervisor:
         self._waiting = ""
         self._schema_turn = asyncio.Lock()
         self._schema_checked_at = -math.inf
-        self._control_turn = asyncio.Lock()
         self._looks = AsyncLimiter(5, 1)  # a storm of notifications must not become a storm of queries
         self._status: JobStatus | None = None
 
@@ -143,7 +135,7 @@ class Supervisor:
         began = self._clock.now()
         name = self._prepared.spec.name
         try:
-            await self._connect_control()
+            await self._control.open()
             opened = await self._open()
             self._emit(
                 JobOpened(
@@ -163,34 +155,16 @@ class Supervisor:
 
     # -- opening ----------------------------------------------------------------------------------------------------
 
-    async def _connect_control(self) -> None:
-        endpoints = self._prepared.endpoints
-        self._control = await endpoints.target.connect("control")
-        self._ledger = Ledger(self._control)
-        self._sides = {Side.TARGET: self._control}
-        if not endpoints.is_one:
-            self._sides[Side.SOURCE] = await endpoints.source.connect("control")
-        await self._listen()
-
-    async def _listen(self) -> None:
-        assert self._control is not None
-        if self._control.server.capabilities.listen_notify:
-            await self._control.add_listener("backfill", lambda _: self._news.set())
-
     async def _open(self) -> opening.Opened:
-        ledger = self._need_ledger()
+        ledger = self._control.ledger
         await ledger.ensure()
         try:
-            return await opening.open_job(ledger, self._prepared, self._sides)
+            return await opening.open_job(ledger, self._prepared, self._control.sides)
         except Stopped as error:
             job = await ledger.find(self._prepared.spec.name)
             if job is not None:
                 await ledger.fail(job.id, error, resumable=error.resumable)
             raise
-
-    def _need_ledger(self) -> Ledger:
-        assert self._ledger is not None
-        return self._ledger
 
     # -- the job's life ---------------------------------------------------------------------------------------------
 
@@ -205,9 +179,13 @@ class Supervisor:
                     return error
                 job = await self._look(job)
                 lost_since = None
+            except (CannotConnect, HeldByOperator):
+                raise
             except Exception as trouble:
-                if isinstance(trouble, BackfillError) or classify(trouble).action not in _NO_DATABASE:
-                    raise
+                if classify(trouble).action not in (*DATABASE_IS_AWAY, *TRY_AGAIN):
+                    await self._record_failure(job, as_stop(trouble))
+                    job = await self._look(job)
+                    continue
                 lost_since = self._clock.now() if lost_since is None else lost_since
                 await self._bear(trouble, lost_since)
         return None
@@ -242,16 +220,21 @@ class Supervisor:
         return False, None
 
     async def _bear(self, trouble: Exception, since: float) -> None:
-        """A database is away.  Wait for it, but not for ever."""
+        """A database is away, or somebody holds what we need.  Wait, but not for ever."""
+        failure = classify(trouble)
         if self._clock.now() - since > CONTROL_PATIENCE_S:
             raise CannotConnect(
-                "a database of the job has been out of reach for too long",
-                hint="run the same command again when it is back: the job goes on where it was",
+                f"no way on for {CONTROL_PATIENCE_S / 60:.0f} minutes: {failure.message}",
+                hint="run the same command again when that is over: the job goes on where it was",
+                sqlstate=failure.sqlstate or None,
             ) from trouble
-        self._say("a database of the job to come back")
+        self._say(f"a database of the job: {failure.message}")
         await self._drain.pause(self._clock, jittered(FOLLOW_S, self._rng))
-        with suppress(Exception):
-            await self._reconnect_control()
+        await self._control.reconnect()
+
+    def _hear(self) -> None:
+        """Somebody has notified: look soon."""
+        self._news.set()
 
     def _note_state(self, job: JobRecord) -> None:
         if job.state is not self._state:
@@ -260,7 +243,7 @@ class Supervisor:
 
     async def _look(self, job: JobRecord) -> JobRecord:
         async with self._looks:
-            return await self._need_ledger().job(job.name)
+            return await self._control.ledger.job(job.name)
 
     async def _for_news(self) -> None:
         """Wait until somebody notifies, the poll is due, or we are to stop."""
@@ -277,19 +260,22 @@ class Supervisor:
 
     async def _pass_start_barrier(self, job: JobRecord) -> None:
         """Wait until nobody is left who may write behind the frozen bounds without dual-write; then open the job."""
-        ledger = self._need_ledger()
+        ledger = self._control.ledger
         if self._workers_wanted == 0:
             await self._for_news()
             return
         if not await self._barrier_has_passed(job):
             return
-        more = await opening.rows_behind(job, ledger, self._prepared, self._sides)
+        async with self._control.data_session(
+            Side.TARGET if self._prepared.endpoints.is_one else Side.SOURCE
+        ) as session:
+            more = await opening.rows_behind(job, ledger, self._prepared, session)
         await ledger.start(job.id, more)
 
     async def _barrier_has_passed(self, job: JobRecord) -> bool:
         """True once everybody named by the job's barrier is gone; else after telling whom it waits for, and a pause."""
-        ledger = self._need_ledger()
-        left = await barrier.still_running(job.barrier_snapshot, self._sides)
+        ledger = self._control.ledger
+        left = await barrier.still_running(job.barrier_snapshot, self._control.sides)
         if not left:
             self._say("")
             return True
@@ -312,18 +298,30 @@ class Supervisor:
         if job.barrier_snapshot is not None:
             if not await self._barrier_has_passed(job):
                 return
-            await self._need_ledger().passed_barrier(job.id)
+            await self._control.ledger.passed_barrier(job.id)
         self._say("")
         shared = await self._share(job, phase)
         self._shared = shared
+        self._job = job
+        probers = self._probers(shared)
         start_rows = SWEEP_START_ROWS if phase is Phase.SWEEP else None
         self._workers = [
-            Worker(n + 1, shared, self._mover(job, phase, n + 1), start_rows=start_rows)
+            Worker(
+                n + 1,
+                shared,
+                build_mover(self._prepared, job.id, phase, f"w{n + 1}", self._clock),
+                probers[n // WORKERS_PER_PROBER],
+                start_rows=start_rows,
+            )
             for n in range(self._workers_wanted)
         ]
         self._everybody += [w.id for w in self._workers]
+        await self._beat(shared)  # others see at once that somebody works on it, and share the limit
+        await self._refresh_status()
+        self._apply_limit(job)
         helpers = [
             asyncio.create_task(self._guarded(self._keep_leases(shared), shared), name="leases"),
+            asyncio.create_task(self._guarded(self._watch_leases(), shared), name="watch"),
             asyncio.create_task(self._guarded(self._follow(shared, phase), shared), name="follow"),
         ]
         working = [asyncio.create_task(w.run(), name=w.name) for w in self._workers]
@@ -342,9 +340,9 @@ class Supervisor:
             with suppress(Exception):
                 await self._beat(shared)
                 # The next phase has workers of its own: these must not count as theirs beside them.
-                await self._need_ledger().leave([w.id for w in self._workers])
-            if self._prober is not None:
-                await self._prober.close()
+                await self._control.ledger.leave([w.id for w in self._workers])
+            for prober in probers:
+                await prober.close()
         if shared.failure is not None:
             await self._record_failure(job, shared.failure)
         elif not shared.stop.is_set:
@@ -352,13 +350,11 @@ class Supervisor:
 
     async def _share(self, job: JobRecord, phase: Phase) -> Shared:
         prepared = self._prepared
-        ledger = self._need_ledger()
+        ledger = self._control.ledger
         sweeping = phase is Phase.SWEEP
         key = prepared.sweep_key if sweeping else prepared.key
         table = prepared.written_table.name if sweeping else prepared.source.table
         assert key is not None
-        database = prepared.endpoints.target if sweeping else prepared.endpoints.source
-        self._prober = Prober(database, table, key, self._clock)
         stop = Stop()
         if self._drain.is_set:
             stop.set(self._drain.reason)
@@ -369,104 +365,45 @@ class Supervisor:
             table=table,
             key=key,
             space=await opening.key_space(ledger, job, prepared, phase),
-            prober=self._prober,
             bucket=self._bucket,
             limits=prepared.spec.chunk,
             leases=self._leases,
             clock=self._clock,
             rng=self._rng,
             emit=self._emit,
-            is_empty=self._is_empty if phase is Phase.MOVE and prepared.asks_ahead else None,
-            check_schema=lambda: self._check_schema(job),
+            target=prepared.target if phase is Phase.MOVE and prepared.asks_ahead else None,
+            check_schema=self._check_schema,
+            end_backends=self._control.end_backends,
             stop=stop,
         )
 
-    async def _is_empty(self, after: KeyValue | None, to: KeyValue) -> bool:
-        assert self._prober is not None
-        assert self._prepared.target is not None
-        return await self._prober.is_empty(self._prepared.target, after, to)
+    def _probers(self, shared: Shared) -> list[Prober]:
+        """Enough index walkers that workers do not queue for them."""
+        endpoints = self._prepared.endpoints
+        database = endpoints.target if shared.phase is Phase.SWEEP else endpoints.source
+        count = -(-self._workers_wanted // WORKERS_PER_PROBER)
+        return [Prober(database, shared.table, shared.key, self._clock) for _ in range(count)]
 
-    async def _check_schema(self, job: JobRecord) -> None:
+    async def _check_schema(self, sides: Sides) -> None:
         """Before every claim and before the end: is the job still about the tables it was planned for?"""
+        assert self._job is not None
         async with self._schema_turn:
-            now = self._clock.now()
-            if now - self._schema_checked_at < SCHEMA_NEWS_S:
+            if self._clock.now() - self._schema_checked_at < SCHEMA_NEWS_S:
                 return  # workers that claim at the same moment share one look
-            self._schema_checked_at = now
-            await opening.check_schema(self._need_ledger(), job, self._prepared, self._sides)
-
-    def _mover(self, job: JobRecord, phase: Phase, number: int) -> Mover:
-        prepared = self._prepared
-        endpoints = prepared.endpoints
-        purpose = f"w{number}"
-        if phase is Phase.SWEEP:
-            assert prepared.sweep_source is not None
-            assert prepared.sweep_target is not None
-            return SweepMover(
-                None if endpoints.is_one else endpoints.source,
-                endpoints.target,
-                purpose,
-                job.id,
-                self._clock,
-                source=prepared.sweep_source,
-                target=prepared.sweep_target,
-            )
-        if prepared.mode is Mode.UPDATE:
-            spec = prepared.spec
-            done = read_expression(spec.done).sql if spec.done else default_done(spec.set)
-            sets = {name: read_expression(text).sql for name, text in spec.set.items()}
-            return StatementMover(
-                endpoints.target,
-                purpose,
-                job.id,
-                prepared.row_bytes,
-                self._clock,
-                first=update_chunk(prepared.source, sets, done, first=True),
-                following=update_chunk(prepared.source, sets, done, first=False),
-            )
-        assert prepared.target is not None
-        if prepared.mode is Mode.INSERT:
-            source, target = prepared.source, prepared.target
-            return StatementMover(
-                endpoints.target,
-                purpose,
-                job.id,
-                prepared.row_bytes,
-                self._clock,
-                first=insert_chunk(source, target, first=True),
-                following=insert_chunk(source, target, first=False),
-                direct=(
-                    insert_chunk(source, target, first=True, occupied=False),
-                    insert_chunk(source, target, first=False, occupied=False),
-                ),
-                collided=(
-                    insert_chunk(source, target, first=True, collided=True),
-                    insert_chunk(source, target, first=False, collided=True),
-                ),
-                arbiters=prepared.arbiters,
-            )
-        return CopyMover(
-            endpoints.source,
-            endpoints.target,
-            purpose,
-            job.id,
-            self._clock,
-            source=prepared.source,
-            target=prepared.target,
-            arbiters=prepared.arbiters,
-            binary=prepared.binary,
-        )
+            await opening.check_schema(Ledger(sides[Side.TARGET]), self._job, self._prepared, sides)
+            self._schema_checked_at = self._clock.now()
 
     async def _end_phase(self, job: JobRecord, phase: Phase) -> None:
         """No worker of ours found anything left.  The ledger decides whether the phase is over; one process acts."""
-        ledger = self._need_ledger()
+        ledger = self._control.ledger
         self._schema_checked_at = -math.inf
-        await self._check_schema(job)
+        await self._check_schema(self._control.sides)
+        await opening.check_spans(ledger, await ledger.job(job.name), self._prepared, self._control.sides)
         if phase is Phase.MOVE and self._prepared.sweeps:
             crashpoint("phase.before")
             spans = await self._plan_sweep()
             # Taken after the last chunk committed: whoever may not have seen it is among these.
-            frozen = await barrier.freeze(self._sides)
+            frozen = await barrier.freeze(self._control.sides)
             if await ledger.change_phase(job.id, Phase.MOVE, Phase.SWEEP, spans, frozen):
                 crashpoint("phase.after")
                 self._emit(PhaseChanged(job=job.name, phase=Phase.SWEEP))
@@ -478,39 +415,38 @@ class Supervisor:
     async def _plan_sweep(self) -> tuple[SpanBounds, ...]:
         key = self._prepared.sweep_key
         assert key is not None
-        plan = await answer(
-            plan_spans(key, spans=SWEEP_SPANS_PER_WORKER * max(1, self._workers_wanted)),
-            self._sides[Side.TARGET],
-            self._prepared.written_table.name,
-            key,
-        )
-        return plan.spans
+        steps = plan_spans(key, spans=SWEEP_SPANS_PER_WORKER * max(1, self._workers_wanted))
+        async with self._control.data_session(Side.TARGET) as session:
+            return (await answer(steps, session, self._prepared.written_table.name, key)).spans
 
     async def _record_failure(self, job: JobRecord, error: BackfillError) -> None:
         """A guard of the job's stops it for everybody; a server that only this process cannot reach does not."""
         if isinstance(error, CannotConnect):
             raise error
         resumable = error.resumable if isinstance(error, Stopped) else True
-        await self._need_ledger().fail(job.id, error, resumable=resumable)
+        await self._control.ledger.fail(job.id, error, resumable=resumable)
 
     # -- beside the workers -----------------------------------------------------------------------------------------
 
     async def _keep_leases(self, shared: Shared) -> None:
-        """Renew all leases of this process, and make workers stop whose lease cannot be trusted any longer."""
-        with suppress(Exception):
-            await self._beat(shared)  # so that others see at once that somebody works on it
+        """Renew all leases of this process, and tell the others how its workers are doing."""
         while True:
             await self._clock.sleep(self._leases.renew_every_s)
             sent_at = self._clock.now()
             try:
                 async with asyncio.timeout(self._leases.renew_every_s):
                     held = [(w.span.id, w.id, w.span.epoch) for w in self._workers if w.span is not None]
-                    renewed = await self._need_ledger().renew(shared.job_id, held, self._leases.lease_s)
-                for worker in self._workers:
-                    worker.confirm(renewed, sent_at)
-                await self._beat(shared)
+                    renewed = await self._control.ledger.renew(shared.job_id, held, self._leases.lease_s)
+                    for worker in self._workers:
+                        worker.confirm(renewed, sent_at)
+                    await self._beat(shared)
             except Exception as error:
-                await self._mend_control(error)
+                await self._control.mend(error)
+
+    async def _watch_leases(self) -> None:
+        """Make workers stop whose lease cannot be trusted any longer.  Waits for nothing but the clock."""
+        while True:
+            await self._clock.sleep(self._leases.renew_every_s / 2)
             for worker in self._workers:
                 worker.abandon_if_expired()
 
@@ -529,62 +465,39 @@ class Supervisor:
         waits = shared.bucket.waits
         if beats and waits:
             beats[0].waits.update(waits)
-        await self._need_ledger().heartbeat(shared.job_id, socket.gethostname(), os.getpid(), beats)
+        await self._control.ledger.heartbeat(shared.job_id, socket.gethostname(), os.getpid(), beats)
 
     async def _follow(self, shared: Shared, phase: Phase) -> None:
         """Watch the job's state and limit: an order from anywhere reaches our workers here."""
         while True:
             try:
                 async with self._looks:
-                    job = await self._need_ledger().job(shared.job)
+                    job = self._job = await self._control.ledger.job(shared.job)
                 self._apply_limit(job)
                 if job.state is not JobState.RUNNING or job.phase is not phase:
                     shared.stop.set(job.state.value)
                 await self._refresh_status()
             except Exception as error:
-                await self._mend_control(error)
+                await self._control.mend(error)
             await self._for_news()
 
     def _apply_limit(self, job: JobRecord) -> None:
         """The job's limit, divided among all its workers wherever they are."""
-        limit = job.limit_rows_per_s or self._prepared.spec.pace.max_rows_per_s
+        # The ledger's copy of the spec is the newest run's, on whatever host.
+        limit = job.limit_rows_per_s or job.spec.get("pace", {}).get("max_rows_per_s")
         if limit is not None and self._status is not None and self._workers:
             limit *= len(self._workers) / max(len(self._workers), self._status.workers)
         if limit != self._bucket.rate:
             self._bucket.set_rate(limit)
 
     async def _refresh_status(self) -> None:
-        self._status = await self._need_ledger().status(self._prepared.spec.name)
-
-    # -- the control connection -------------------------------------------------------------------------------------
-
-    async def _mend_control(self, error: Exception) -> None:
-        """After trouble on the control connection: a new one, if it was the connection; else the error passes on."""
-        if isinstance(error, TimeoutError) and self._control is not None:
-            self._control.abort()  # half open, or stuck: either way of no more use
-        elif (action := classify(error).action) in (Action.RETRY, Action.SPLIT):
-            return
-        elif action not in _NO_DATABASE:
-            raise error
-        with suppress(Exception):
-            await self._reconnect_control()
-
-    async def _reconnect_control(self) -> None:
-        endpoints = self._prepared.endpoints
-        async with self._control_turn:
-            for side, database in ((Side.SOURCE, endpoints.source), (Side.TARGET, endpoints.target)):
-                if side in self._sides and self._sides[side].is_closed:
-                    self._sides[side] = await database.connect("control")
-            if self._control is not self._sides[Side.TARGET]:
-                self._control = self._sides[Side.TARGET]
-                self._ledger = Ledger(self._control)
-                await self._listen()
+        self._status = await self._control.ledger.status(self._prepared.spec.name)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
     async def _result(self, began: float, resumed: bool, error: BackfillError | None) -> RunResult:
         name = self._prepared.spec.name
-        status = await self._need_ledger().status(name)
+        status = await self._control.ledger.status(name)
         self._status = status
         return RunResult(
             job=name,
@@ -602,11 +515,8 @@ class Supervisor:
     async def _close(self) -> None:
         with suppress(Exception):
             if self._everybody:
-                await self._need_ledger().leave(self._everybody)
-        for connection in self._sides.values():
-            await connection.close()
-        if self._prober is not None:
-            await self._prober.close()
+                await self._control.ledger.leave(self._everybody)
+        await self._control.close()
 
 
 def _recorded(job: JobRecord) -> BackfillError:

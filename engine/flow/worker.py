@@ -21,13 +21,13 @@ from typing import Final, NoReturn
 
 from engine.clock import jittered
 from engine.crashpoint import crashpoint
-from engine.db.backends import terminate_backends
 from engine.db.failures import Action, Failure, classify
-from engine.errors import BackfillError, BadRow, CannotConnect, Stopped
+from engine.errors import CannotConnect, Stopped
 from engine.events import ChunkCommitted, ChunkRetried, LeaseLost, SpanClaimed, SpanReleased
-from engine.flow.bounds import Bound, Bounds
+from engine.flow.bounds import Bound, Bounds, Prober
+from engine.flow.control import DATABASE_IS_AWAY, as_stop
 from engine.flow.movers import Mover
-from engine.flow.shared import Shared
+from engine.flow.shared import Shared, Sides
 from engine.flow.steal import steal
 from engine.ledger.records import Heartbeat
 from engine.ledger.store import Ledger
@@ -40,8 +40,9 @@ LONGEST_DELAY_S: Final = 5.0
 PATIENCE_S: Final = 900.0
 """How long one chunk may fail, or a server be away, before the worker gives up: the rest is for a person."""
 
-IDLE_POLL_S: Final = 0.1
-"""Between two looks for work while others hold all of it."""
+FIRST_IDLE_POLL_S: Final = 0.05
+LONGEST_IDLE_POLL_S: Final = 1.0
+"""Between two looks for work while others hold all of it; a span let go of in this process is heard of at once."""
 
 LIMITED_CHUNK_S: Final = 1.0
 SCARCE_SHARE: Final = 1 / 3
@@ -59,7 +60,9 @@ class _Lost(Exception):
 class Worker:
     """One of the job's workers in this process; has its own connections, sizer and span."""
 
-    def __init__(self, number: int, shared: Shared, mover: Mover, *, start_rows: int | None = None) -> None:
+    def __init__(
+        self, number: int, shared: Shared, mover: Mover, prober: Prober, *, start_rows: int | None = None
+    ) -> None:
         self.number = number
         self.id = str(uuid.uuid4())
         self.span: Span | None = None
@@ -69,7 +72,8 @@ class Worker:
         self.retries = 0
         self._shared = shared
         self._mover = mover
-        self._bounds = Bounds(shared.prober, shared.space, shared.key, shared.is_empty)
+        self._prober = prober
+        self._bounds = Bounds(prober, shared.space, shared.key, shared.target)
         limits = shared.limits
         self.sizer = ChunkSizer(
             target_s=limits.target_s,
@@ -79,6 +83,8 @@ class Worker:
             **({} if start_rows is None else {"start_rows": start_rows}),
         )
         self._connected = False
+        self._session = 0  # counts the times we connected
+        self._claimed_in = 0  # the session in which the span was claimed
         self._server_started = ""
         self._rate = 0.0
         self._rate_at = shared.clock.now()
@@ -103,7 +109,7 @@ class Worker:
                 try:
                     if not await self._connect():
                         break
-                    span = await self._find_span()
+                    span = self.span or await self._find_span()
                     if span is None:
                         break
                     await self._work(span)
@@ -122,6 +128,7 @@ class Worker:
         shared = self._shared
         began = shared.clock.now()
         nothing_since: float | None = None
+        poll_s = FIRST_IDLE_POLL_S
         try:
             while not shared.stop.is_set:
                 shared.released.clear()
@@ -135,7 +142,8 @@ class Worker:
                 if await self._ledger.unfinished(shared.job_id, shared.phase) == 0:
                     return None
                 self.waiting = NO_SPAN
-                await shared.stop.pause(shared.clock, jittered(IDLE_POLL_S, shared.rng), also=shared.released)
+                await shared.stop.pause(shared.clock, jittered(poll_s, shared.rng), also=shared.released)
+                poll_s = min(poll_s * 2, LONGEST_IDLE_POLL_S)
             return None
         finally:
             self.waiting = ""
@@ -149,13 +157,11 @@ class Worker:
 
     async def _claim(self) -> Span | None:
         shared = self._shared
-        await shared.check_schema()
+        await shared.check_schema(self._sides())
         crashpoint("claim.before")
         sent_at = shared.clock.now()
         claim = await self._ledger.claim(shared.job_id, self.id, self._mover.backends, shared.leases.lease_s)
         if claim is None:
-            # A holder that froze in the middle of a transaction keeps its span's row locked, and skipped by claims.
-            await self._end(await self._ledger.expired_backends(shared.job_id, shared.leases.lease_s))
             return None
         crashpoint("claim.after")
         self._hold(claim.span, sent_at)
@@ -166,7 +172,9 @@ class Worker:
     async def _steal(self) -> Span | None:
         shared = self._shared
         sent_at = shared.clock.now()
-        span = await steal(shared, self._ledger, self.id, self._mover.backends, worth_rows=self.sizer.rows)
+        span = await steal(
+            shared, self._prober, self._ledger, self.id, self._mover.backends, worth_rows=self.sizer.rows
+        )
         if span is None:
             return None
         self._hold(span, sent_at)
@@ -176,14 +184,22 @@ class Worker:
     def _hold(self, span: Span, sent_at: float) -> None:
         self.span = span
         self.confirmed_at = sent_at
+        self._claimed_in = self._session
+
+    def _sides(self) -> Sides:
+        source, target = self._mover.session(Side.SOURCE), self._mover.session(Side.TARGET)
+        return {Side.TARGET: target} if source is target else {Side.SOURCE: source, Side.TARGET: target}
 
     async def _end(self, backends: tuple[Backend, ...]) -> None:
-        """End what a former holder left behind: a worker frozen inside COPY is stopped by no time-out of the server."""
+        """End what a former holder left behind: a worker frozen inside COPY is stopped by no time-out of the server.
+
+        Not those that work under another lease by now: their worker lost this span and is alive.
+        """
         ours = set(self._mover.backends)
-        for side in Side:
-            others = [b for b in backends if b.side is side and b not in ours]
-            if others:
-                await terminate_backends(self._mover.session(side), others)
+        others = tuple(b for b in backends if b not in ours)
+        if others:
+            alive = await self._ledger.in_use(self._shared.job_id, others)
+            await self._shared.end_backends(tuple(b for b in others if b not in alive))
 
     # -- one span ---------------------------------------------------------------------------------------------------
 
@@ -193,7 +209,10 @@ class Worker:
         await self._bounds.begin(span.cursor, span.hi)
         while not span.is_finished and not shared.stop.is_set:
             try:
-                if not self._is_trusted:
+                if not await self._connect():
+                    return
+                if self._claimed_in != self._session or not self._is_trusted:
+                    # Whatever the lost connection was doing may still arrive: first the epoch, then the cursor.
                     span = await self._claim_again(span)
                 span = await self._chunk(span)
             except _Lost:
@@ -234,8 +253,9 @@ class Worker:
         if (rate := self._shared.bucket.rate) is not None:
             rows = min(rows, int(rate * LIMITED_CHUNK_S))
         if self._shared.scarce:
-            left = self._shared.space.rows_between(span.cursor, span.hi)
-            rows = min(rows, max(self._shared.limits.min_rows, SCARCE_FLOOR_ROWS, int(left * SCARCE_SHARE)))
+            share = int(self._shared.space.rows_between(span.cursor, span.hi) * SCARCE_SHARE)
+            # Below the floor it is the end, or the estimate is blind to this key: neither wants smaller chunks.
+            rows = min(rows, share) if share > SCARCE_FLOOR_ROWS else rows
         return max(1, rows)
 
     async def _admission(self, cost: int) -> Admission | None:
@@ -338,19 +358,19 @@ class Worker:
         shared = self._shared
         if failure.action is Action.FENCED:
             return await self._reread(span)
-        if failure.action in (Action.RECONNECT, Action.PAUSE, Action.WAIT):
-            return await self._reconnect(span, failure)
         if failure.action in (Action.STOP, Action.CONFLICT):
-            shared.fail(_as_stop(error, failure))
+            shared.fail(as_stop(error))
             return span
-        if failure.action in (Action.RETRY, Action.SPLIT):
-            if failure.action is Action.SPLIT and self.sizer.rows <= 1:
-                shared.fail(_as_stop(error, failure))
-                return span
+        await self._bounds.forget()
+        if failure.lost or failure.action in DATABASE_IS_AWAY:
+            self._connected = False
+        elif failure.action is Action.SPLIT and self.sizer.rows <= 1:
+            shared.fail(as_stop(error))
+            return span
+        elif failure.action is Action.SPLIT or self.sizer.rows > shared.limits.min_rows:
             self.sizer.failed()
-            await self._bounds.forget()
-        await self._back_off(failure, span)
-        return span
+        await self._back_off(failure, span.id)
+        return await self._ask_whose_order(span) if failure.action is Action.PAUSE else span
 
     async def _reread(self, span: Span) -> Span:
         """The fence refused a chunk.  A thief may have lowered the upper bound; anything else means that it is lost."""
@@ -360,21 +380,19 @@ class Worker:
             self._lose(span)
         return again
 
-    async def _reconnect(self, span: Span, failure: Failure) -> Span:
-        """New connections, then the next epoch, and only then the cursor."""
+    async def _ask_whose_order(self, span: Span) -> Span:
+        """Our session was ended.  By a restart, by a successor (then the span is lost), or by an administrator, whom we
+        do not fight: the job pauses.
+        """
         shared = self._shared
         before = self._server_started
-        await self._bounds.forget()
-        self._connected = False
-        await self._back_off(failure, span)
-        if not await self._connect():
+        if not await self._connect() or before != self._server_started:
             return span
         span = await self._claim_again(span)
-        if failure.action is Action.PAUSE and before == self._server_started:
-            await self._ledger.pause_by_administrator(
-                shared.job_id, "an administrator ended a session of this job while the server stayed up"
-            )
-            shared.stop.set("paused")
+        await self._ledger.pause_by_administrator(
+            shared.job_id, "an administrator ended a session of this job while the server stayed up"
+        )
+        shared.stop.set("paused")
         return span
 
     async def _connect(self) -> bool:
@@ -389,7 +407,7 @@ class Worker:
                 await self._mover.open()
             except Exception as error:
                 failure = classify(error)
-                if failure.action not in (Action.RECONNECT, Action.WAIT, Action.PAUSE):
+                if failure.action not in DATABASE_IS_AWAY:
                     raise
                 if shared.clock.now() - began > PATIENCE_S:
                     shared.fail(CannotConnect(failure.message, hint=failure.hint, sqlstate=failure.sqlstate))
@@ -399,13 +417,14 @@ class Worker:
                     break
                 delay_s = min(delay_s * 2, LONGEST_DELAY_S)
             else:
+                self._session += 1
                 self._ledger = Ledger(self._mover.connection)
                 self._server_started = self._mover.connection.server.started
                 self._connected = True
         self.waiting = ""
         return self._connected
 
-    async def _back_off(self, failure: Failure, span: Span) -> None:
+    async def _back_off(self, failure: Failure, span_id: int) -> None:
         shared = self._shared
         now = shared.clock.now()
         if self._failing_since is None:
@@ -427,7 +446,7 @@ class Worker:
             ChunkRetried(
                 job=shared.job,
                 worker=self.name,
-                span=span.id,
+                span=span_id,
                 sqlstate=failure.sqlstate,
                 action=failure.action.value,
                 delay_s=delay_s,
@@ -440,14 +459,14 @@ class Worker:
         self.waiting = ""
 
     async def _between_spans(self, error: Exception) -> None:
-        """Something failed while we held no span, or while we let go of one."""
+        """Something failed while we looked for a span, or let go of one."""
         failure = classify(error)
-        if failure.action in (Action.RECONNECT, Action.PAUSE, Action.WAIT, Action.RETRY, Action.SPLIT):
-            self.span = None  # its lease runs out, or a later claim takes it
-            self._connected = False
-            await self._shared.stop.pause(self._shared.clock, jittered(FIRST_DELAY_S, self._shared.rng))
+        if failure.action in (Action.STOP, Action.CONFLICT, Action.FENCED):
+            self._shared.fail(as_stop(error))
             return
-        self._shared.fail(_as_stop(error, failure))
+        if failure.lost or failure.action in DATABASE_IS_AWAY:
+            self._connected = False
+        await self._back_off(failure, 0 if self.span is None else self.span.id)
 
     # -- what others see --------------------------------------------------------------------------------------------
 
@@ -461,12 +480,3 @@ class Worker:
             self._rate += (fresh - self._rate) * weight
             self._rate_at, self._rows_since = now, 0
         return Heartbeat(self.id, max(0.0, self._rate), self.retries, self.waiting, dict(self.waits))
-
-
-def _as_stop(error: Exception, failure: Failure) -> BackfillError:
-    """The error that the job ends with: the rule that was broken, never the row that broke it."""
-    if isinstance(error, BackfillError):
-        return error
-    if not failure.sqlstate:
-        raise error  # no server said this: a mistake of ours, which must not pass for a bad row
-    return BadRow(failure.message, hint=failure.hint, sqlstate=failure.sqlstate)

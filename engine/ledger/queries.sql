@@ -16,7 +16,7 @@ SELECT max(version) FROM backfill.version;
 -- One job by its name.
 SELECT id, name, mode, state, phase, source, target, identity, spec, fingerprint, key_types, rows_estimated,
        barrier_snapshot, waits_for, limit_rows_per_s, error_code, error_message, error_hint, resumable, reason,
-       refreeze, started_at
+       refreeze, started_at, move_end, sweep_end
   FROM backfill.job
  WHERE name = $1;
 
@@ -27,8 +27,8 @@ SELECT name FROM backfill.job WHERE state IN ('planned', 'running') ORDER BY id;
 -- name: create_job
 -- A new job, planned, with its frozen identity, plan and fingerprint.
 INSERT INTO backfill.job (name, mode, source, target, identity, spec, fingerprint, key_types, rows_estimated,
-                          barrier_snapshot)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                          barrier_snapshot, move_end)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 RETURNING id;
 
 -- name: create_spans
@@ -54,7 +54,8 @@ SELECT id, lo, hi, cursor, epoch, rows, scanned, rows_estimated, worker, lease_u
 
 -- name: start
 -- The barrier is behind us: the first chunk may be cut.
-UPDATE backfill.job SET state = 'running', started_at = clock_timestamp(), waits_for = NULL
+UPDATE backfill.job
+   SET state = 'running', started_at = clock_timestamp(), waits_for = NULL, move_end = coalesce($2, move_end)
  WHERE id = $1 AND state = 'planned';
 
 -- name: waits_for
@@ -88,12 +89,13 @@ UPDATE backfill.span s
  WHERE s.job_id = $1 AND s.id = $2 AND s.worker = $3 AND s.epoch = $4
 RETURNING s.id, s.phase, s.lo, s.hi, s.cursor, s.epoch, s.rows, before.backends AS left_behind;
 
--- name: expired
--- Backends of holders whose lease has run out: what they have open may keep the span's row locked.
-SELECT backends
-  FROM backfill.span
- WHERE job_id = $1 AND cursor IS DISTINCT FROM hi
-   AND (lease_until < clock_timestamp() OR lease_until > clock_timestamp() + 2 * make_interval(secs => $2));
+-- name: in_use
+-- Which of the given server processes work under a live lease now, whatever lease they were written down for.
+SELECT b.backend AS backend
+  FROM jsonb_array_elements($2::jsonb) AS b (backend)
+ WHERE EXISTS (SELECT FROM backfill.span s
+                WHERE s.job_id = $1 AND s.lease_until > clock_timestamp()
+                  AND s.backends @> jsonb_build_array(b.backend));
 
 -- name: renew
 -- The leases that this process holds, and no others: a span its worker gave up on must run out.  Rows that a chunk is
@@ -124,22 +126,22 @@ SELECT id, phase, lo, hi, cursor, epoch, rows FROM backfill.span
 
 -- name: running
 -- Spans that somebody works on, for a worker that has none left.
-SELECT id, phase, lo, hi, cursor, epoch, rows
+SELECT id, phase, lo, hi, cursor, epoch, rows, greatest(0, rows_estimated - scanned) AS rows_left
   FROM backfill.span
  WHERE job_id = $1 AND phase = $2 AND cursor IS DISTINCT FROM hi AND lease_until > clock_timestamp();
 
--- name: lock_span
-SELECT cursor, hi FROM backfill.span WHERE job_id = $1 AND id = $2 AND cursor IS DISTINCT FROM hi FOR UPDATE;
-
--- name: shorten
--- The victim keeps (lo, split]; its running chunk finds another hi in the fence and is cut again.
-UPDATE backfill.span SET hi = $3, rows_estimated = $4 WHERE job_id = $1 AND id = $2;
-
--- name: create_stolen
--- The thief's part, born under its lease.
+-- name: steal
+-- Halve a span, if it still stands where the thief saw it: the victim keeps (lo, cut], and its running chunk finds
+-- another hi in the fence; the thief's part is born under its lease.
+WITH cut AS (
+    UPDATE backfill.span SET hi = $5, rows_estimated = $6
+     WHERE job_id = $1 AND id = $2 AND hi = $4 AND cursor IS NOT DISTINCT FROM $3
+    RETURNING phase
+)
 INSERT INTO backfill.span (job_id, id, phase, lo, hi, cursor, rows_estimated, epoch, worker, backends, lease_until)
-SELECT $1, max(id) + 1, $2, $3, $4, $3, $5, 1, $6, $7, clock_timestamp() + make_interval(secs => $8)
-  FROM backfill.span WHERE job_id = $1
+SELECT $1, (SELECT max(id) + 1 FROM backfill.span WHERE job_id = $1), phase, $5, $4, $5, $7, 1, $8, $9,
+       clock_timestamp() + make_interval(secs => $10)
+  FROM cut
 RETURNING id, phase, lo, hi, cursor, epoch, rows;
 
 -- name: unfinished
@@ -147,7 +149,8 @@ RETURNING id, phase, lo, hi, cursor, epoch, rows;
 SELECT count(*) FROM backfill.span WHERE job_id = $1 AND phase = $2 AND cursor IS DISTINCT FROM hi;
 
 -- name: change_phase
-UPDATE backfill.job SET phase = $3, barrier_snapshot = $4 WHERE id = $1 AND phase = $2 AND state = 'running';
+UPDATE backfill.job SET phase = $3, barrier_snapshot = $4, sweep_end = $5
+ WHERE id = $1 AND phase = $2 AND state = 'running';
 
 -- name: barrier_passed
 -- Nobody that was running when the bounds were frozen is left.
@@ -157,12 +160,16 @@ UPDATE backfill.job SET barrier_snapshot = NULL, waits_for = NULL WHERE id = $1;
 UPDATE backfill.job SET state = 'done', phase = 'end', finished_at = clock_timestamp(), waits_for = NULL, reason = NULL
  WHERE id = $1 AND state = 'running';
 
+-- name: forget_written
+-- The sweep is over: nobody asks any more whose a row is.
+DELETE FROM backfill.written WHERE job_id = $1;
+
 -- name: fail
 -- A guard stopped the job; the first reason stays.
 UPDATE backfill.job
    SET state = 'failed', error_code = $2, error_message = $3, error_hint = $4, resumable = $5,
        finished_at = clock_timestamp()
- WHERE id = $1 AND state IN ('planned', 'running', 'verifying');
+ WHERE id = $1 AND state IN ('planned', 'running', 'paused', 'verifying');
 
 -- name: apply_settings
 UPDATE backfill.job SET spec = $2 WHERE id = $1 AND spec IS DISTINCT FROM $2;

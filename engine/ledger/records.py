@@ -35,6 +35,12 @@ class JobRecord:
     reason: str | None
     refreeze: bool
     started_at: datetime | None
+    move_end: KeyValue | None  # the frozen last key of the source; None: it was empty
+    sweep_end: KeyValue | None
+
+    def end_of(self, phase: Phase) -> KeyValue | None:
+        """Where the chain of that phase's spans must end."""
+        return self.move_end if phase is Phase.MOVE else self.sweep_end
 
 
 @dataclass(frozen=True, slots=True)

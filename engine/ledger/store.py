@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from engine.db import Connection
 from engine.errors import BackfillError, LedgerDamaged, UnknownJob
@@ -29,7 +29,10 @@ from engine.model import Backend, JobState, KeyValue, Mode, Phase, Span, SpanBou
 
 Rows = list[Any]
 
-_UPGRADE_LOCK = 0x6261636B66696C6C  # "backfill" in ASCII: the advisory lock that serialises create and upgrade
+DEADLINE_S: Final = 30.0
+"""How long a statement on the ledger may take, by our clock: a server that stays silent must not hold a worker."""
+
+_UPGRADE_LOCK: Final = 0x6261636B66696C6C  # "backfill" in ASCII: the advisory lock that serialises create and upgrade
 
 
 class LedgerMissing(UnknownJob):
@@ -132,6 +135,7 @@ class Ledger:
                     list(key_types),
                     float(rows_estimated),
                     barrier_snapshot,
+                    _end(spans),
                 )
                 await self._create_spans(job_id, Phase.MOVE, spans)
         except Exception as error:
@@ -150,7 +154,7 @@ class Ledger:
                 return False
             await self._create_spans(job_id, Phase.MOVE, more)
             await self.connection.fetchrow(queries()["barrier_passed"], job_id)
-            await self.connection.fetchrow(queries()["start"], job_id)
+            await self.connection.fetchrow(queries()["start"], job_id, _end(more))
         return True
 
     async def change_phase(
@@ -164,7 +168,9 @@ class Ledger:
             if await self.connection.fetchval(queries()["unfinished"], job_id, before.value):
                 return False
             await self._create_spans(job_id, after, spans)
-            await self.connection.fetchrow(queries()["change_phase"], job_id, before.value, after.value, barrier)
+            await self.connection.fetchrow(
+                queries()["change_phase"], job_id, before.value, after.value, barrier, _end(spans)
+            )
         return True
 
     async def finish(self, job_id: int, last: Phase) -> bool:
@@ -178,6 +184,7 @@ class Ledger:
                 return False
             if await self.connection.fetchval(queries()["unfinished"], job_id, last.value):
                 return False
+            await self.connection.fetchrow(queries()["forget_written"], job_id)
             await self.connection.fetchrow(queries()["finish"], job_id)
         return True
 
@@ -265,12 +272,10 @@ class Ledger:
         row = await self._row("reclaim", job_id, span.id, worker, span.epoch, _json(backends), lease_s)
         return None if row is None else _claim(row)
 
-    async def expired_backends(self, job_id: int, lease_s: float) -> tuple[Backend, ...]:
-        """Server processes of holders whose leases have run out."""
-        found: list[Backend] = []
-        for row in await self._rows("expired", job_id, lease_s):
-            found.extend(backends_from_json(json.loads(row["backends"])))
-        return tuple(found)
+    async def in_use(self, job_id: int, backends: tuple[Backend, ...]) -> frozenset[Backend]:
+        """Those of the server processes that work under a live lease: not left behind by anybody."""
+        rows = await self._rows("in_use", job_id, _json(backends))
+        return frozenset(backends_from_json([json.loads(row["backend"]) for row in rows]))
 
     async def renew(
         self, job_id: int, held: Sequence[tuple[int, str, int]], lease_s: float
@@ -291,25 +296,45 @@ class Ledger:
         row = await self._row("reread", job_id, span.id, worker, span.epoch)
         return None if row is None else _span(row)
 
-    async def running_spans(self, job_id: int, phase: Phase) -> tuple[Span, ...]:
-        """Unfinished spans that somebody holds."""
-        return tuple(_span(row) for row in await self._rows("running", job_id, phase.value))
+    async def running_spans(self, job_id: int, phase: Phase) -> tuple[tuple[Span, float], ...]:
+        """Unfinished spans that somebody holds, with the rows they have left by the estimate they were planned with."""
+        rows = await self._rows("running", job_id, phase.value)
+        return tuple((_span(row), float(row["rows_left"])) for row in rows)
 
     async def unfinished(self, job_id: int, phase: Phase) -> int:
         """How many spans of the phase are not at their upper bound."""
         return int(await self._value("unfinished", job_id, phase.value))
 
-    @asynccontextmanager
-    async def splitting(self, job_id: int, span_id: int) -> AsyncIterator[Split | None]:
-        """Hold a span's row still to split it; yields None when it has ended.  Leaving the block without calling
-        ``Split.at`` changes nothing.
+    async def steal(
+        self,
+        job_id: int,
+        victim: Span,
+        cut: KeyValue,
+        *,
+        rows_kept: float,
+        rows_taken: float,
+        worker: str,
+        backends: tuple[Backend, ...],
+        lease_s: float,
+    ) -> Span | None:
+        """Cut ``victim`` at ``cut``, which the caller has seen to lie strictly inside ``(cursor, hi)`` by the order of
+        the server that owns it.  The holder keeps ``(…, cut]``, the caller's worker holds the returned ``(cut, hi]``.
+        None when the victim has moved since it was read.
         """
-        async with self._transaction():
-            await self.connection.fetchrow(queries()["lock_job"], job_id)
-            row = await self.connection.fetchrow(queries()["lock_span"], job_id, span_id)
-            yield (
-                None if row is None else Split(self.connection, job_id, span_id, _key(row["cursor"]), tuple(row["hi"]))
-            )
+        row = await self._row(
+            "steal",
+            job_id,
+            victim.id,
+            None if victim.cursor is None else list(victim.cursor),
+            list(victim.hi),
+            list(cut),
+            rows_kept,
+            rows_taken,
+            worker,
+            _json(backends),
+            lease_s,
+        )
+        return None if row is None else _span(row)
 
     # -- people ---------------------------------------------------------------------------------------------------
 
@@ -390,61 +415,24 @@ class Ledger:
 
     async def _row(self, query: str, *args: Any) -> Any:
         async with self._turn:
-            return await self.connection.fetchrow(queries()[query], *args)
+            return await self.connection.fetchrow(queries()[query], *args, timeout_s=DEADLINE_S)
 
     async def _rows(self, query: str, *args: Any) -> Rows:
         async with self._turn:
-            return await self.connection.fetch(queries()[query], *args)
+            return await self.connection.fetch(queries()[query], *args, timeout_s=DEADLINE_S)
 
     async def _value(self, query: str, *args: Any) -> Any:
         async with self._turn:
-            return await self.connection.fetchval(queries()[query], *args)
-
-
-class Split:
-    """A span whose row is locked: its holder cannot advance until the block is left."""
-
-    def __init__(
-        self, connection: Connection, job_id: int, span_id: int, cursor: KeyValue | None, hi: KeyValue
-    ) -> None:
-        self._connection = connection
-        self._job_id = job_id
-        self._span_id = span_id
-        self.cursor = cursor
-        self.hi = hi
-
-    async def at(
-        self,
-        key: KeyValue,
-        *,
-        phase: Phase,
-        rows_kept: float,
-        rows_taken: float,
-        worker: str,
-        backends: tuple[Backend, ...],
-        lease_s: float,
-    ) -> Span:
-        """Cut at ``key``, which the caller has seen to lie strictly inside ``(cursor, hi)`` by the source's order.
-
-        The holder keeps ``(…, key]``, the caller's worker holds the returned span ``(key, hi]``.
-        """
-        await self._connection.fetchrow(queries()["shorten"], self._job_id, self._span_id, list(key), rows_kept)
-        row = await self._connection.fetchrow(
-            queries()["create_stolen"],
-            self._job_id,
-            phase.value,
-            list(key),
-            list(self.hi),
-            rows_taken,
-            worker,
-            _json(backends),
-            lease_s,
-        )
-        return _span(row)
+            return await self.connection.fetchval(queries()[query], *args, timeout_s=DEADLINE_S)
 
 
 def _json(backends: tuple[Backend, ...]) -> str:
     return json.dumps(backends_to_json(backends))
+
+
+def _end(spans: Sequence[SpanBounds]) -> Sequence[str] | None:
+    """The upper bound of the last of the spans, which come in key order."""
+    return list(spans[-1].hi) if spans else None
 
 
 def _key(value: Sequence[str] | None) -> KeyValue | None:
@@ -473,6 +461,7 @@ def _job(row: Any) -> JobRecord:
     values["state"] = JobState(values["state"])
     values["phase"] = None if values["phase"] == "end" else Phase(values["phase"])
     values["key_types"] = tuple(values["key_types"])
+    values["move_end"], values["sweep_end"] = _key(values["move_end"]), _key(values["sweep_end"])
     for name in ("identity", "spec", "fingerprint"):
         values[name] = json.loads(values[name])
     return JobRecord(**values)

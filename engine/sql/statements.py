@@ -217,7 +217,7 @@ def insert_staged(target: TargetShape, cursor: KeyValue | None, to: KeyValue) ->
 # -- the sweep ------------------------------------------------------------------------------------------------------
 
 # A row's xmin shows 32 bits of the transaction that wrote it.
-_OURS = "{row}.xmin::text::bigint IN (SELECT xid::text::numeric % 4294967296 FROM backfill.written WHERE job_id = $1)"
+_OURS = "EXISTS (SELECT FROM backfill.written AS w WHERE w.job_id = $1 AND w.xid = {row}.xmin::text::bigint)"
 
 
 def sweep_chunk(source: SourceShape, target: TargetShape, *, first: bool) -> str:
@@ -307,7 +307,8 @@ def key_digest(table: TableName, key: Sequence[KeyColumn], where: str | None, *,
     if len(key) == 1 and key[0].type_name in integers:
         hashed = f"hashint8extended({ident(key[0].name)}::bigint, 0)"
     else:
-        hashed = f"hashtextextended({texts(key)}::text, 0)"
+        # Columns of different collations have none in common; the bytes are what is compared.
+        hashed = f'hashtextextended(({texts(key)}::text) COLLATE "C", 0)'
     return (
         f"SELECT count(*) AS n, bit_xor({hashed}) AS digest FROM {qualified(table)} "
         f"WHERE {within(key, lo, parameter(2))}{condition}{_unused(1, first)}"

@@ -255,7 +255,7 @@ async def test_half_open_connections_are_given_up_and_the_job_goes_on(
     for wire in gate.wires:
         wire._is_silent.update(frontend=True, backend=True)  # open for ever, and deaf and dumb
     await running.done()
-    assert running.count(ChunkRetried) >= 2
+    assert running.count(ChunkRetried) >= 1
     assert counters(database) == f"1|1|{ROWS}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +15,9 @@ from tests.support.databases import FreshDatabase
 
 SHORT = Leases(lease_s=2.0)
 """Leases for tests that wait for one to run out."""
+
+SLOT_S = 20.0
+"""How long a test waits for a job to get somewhere."""
 
 
 def endpoint(database: FreshDatabase | str, table: str) -> Endpoint:
@@ -67,6 +72,48 @@ async def run_to_done(spec: JobSpec, **options: Any) -> Ran:
     assert ran.result.error is None, ran.result.error
     assert ran.result.state is JobState.DONE
     return ran
+
+
+class Running:
+    """A job that runs in this loop, and its events so far."""
+
+    def __init__(self, supervisor: Supervisor, events: list[Event]) -> None:
+        self.events = events
+        self.supervisor = supervisor
+        self.task = asyncio.create_task(supervisor.run())
+
+    def count(self, kind: type[Event]) -> int:
+        """How many events of that kind there were."""
+        return sum(isinstance(event, kind) for event in self.events)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until it holds; fails when the job ends without it, or after ``SLOT_S``."""
+        async with asyncio.timeout(SLOT_S):
+            while not condition() and not self.task.done():
+                await asyncio.sleep(0.01)
+        assert condition(), (self.task.done() and self.task.result(), self.events[-5:])
+
+    async def ended(self) -> RunResult:
+        """Wait for the end."""
+        return await asyncio.wait_for(self.task, SLOT_S)
+
+    async def done(self) -> None:
+        """Wait for the end, which must be a good one."""
+        result = await self.ended()
+        assert result.error is None, result.error
+        assert result.state is JobState.DONE
+
+    async def drained(self) -> None:
+        """Stop the run after the chunks in hand."""
+        self.supervisor.drain("the test is through with it")
+        await self.ended()
+
+
+async def start(spec: JobSpec, *, workers: int = 1, **options: Any) -> Running:
+    """Start the job in this loop, with short leases."""
+    events: list[Event] = []
+    options = {"leases": SHORT, "seed": 1} | options
+    return Running(Supervisor(await prepare(spec), workers=workers, emit=events.append, **options), events)
 
 
 def differing(database: FreshDatabase, left: str, right: str) -> int:

@@ -17,7 +17,7 @@ from engine.crashpoint import crashpoint
 for turn in range(3):
     print(turn, flush=True)
     crashpoint("write.before")
-    crashpoint("commit.before")
+    crashpoint("write.after")
 print("end", flush=True)
 """
 
@@ -41,7 +41,7 @@ def test_an_unarmed_point_does_nothing() -> None:
 
 
 def test_the_process_kills_itself_at_the_armed_point() -> None:
-    done = run(THRICE, BACKFILL_CRASH_AT="commit.before")
+    done = run(THRICE, BACKFILL_CRASH_AT="write.after")
     assert done.returncode == -signal.SIGKILL
     assert done.stdout.split() == ["0"]
 

@@ -141,6 +141,12 @@ CASES = {
         move(spec=copy_spec(columns={"id": "id"})),
         ("key column id",),
     ),
+    "a key of another kind in the target": Case(
+        Code.KEY_CHANGES_VALUE,
+        target_of(move(), columns=(required("id", "numeric(12,2)"), *(move().target.columns[1:]))),
+        target_of(move(), columns=(required("id", "bigint"), *(move().target.columns[1:]))),
+        ("key column id", "numeric(12,2)"),
+    ),
     "a key of a type that only the server can order": Case(
         Code.KEY_TYPE_OPAQUE,
         keyed(required("id", "inet"), key=primary("id")),

@@ -7,12 +7,17 @@ from typing import Final
 from engine.clock import Clock
 from engine.crashpoint import crashpoint
 from engine.db import Connection, Database
+from engine.db.database import STATEMENT_TIMEOUT_S
 from engine.db.failures import Action, classify
 from engine.flow.bounds import Bound
 from engine.model import Backend, Observation, Side, Span
 
 SETTING_DEADLINE_S: Final = 10.0
 """A session that takes longer to accept a setting is half open."""
+
+
+CHUNK_DEADLINE_S: Final = STATEMENT_TIMEOUT_S + 15.0
+"""How long a chunk may take by our clock: longer than the server's own time-out, for a server that stays silent."""
 
 
 class StatementMover:
@@ -100,6 +105,7 @@ class StatementMover:
             list(bound.to),
             bound.scanned,
             self._row_bytes,
+            timeout_s=CHUNK_DEADLINE_S,
         )
         assert row is not None
         # The round trip is part of what a chunk costs, and the server's own clock says how much of it was work.

@@ -18,7 +18,7 @@ from engine.db import Connection, Database
 from engine.db.failures import Action, classify
 from engine.errors import BackfillError
 from engine.flow.bounds import Bound
-from engine.flow.movers.server_side import open_for_chunks
+from engine.flow.movers.server_side import CHUNK_DEADLINE_S, open_for_chunks
 from engine.model import Backend, ConflictPolicy, Observation, Side, Span
 from engine.sql.statements import (
     STAGING,
@@ -31,8 +31,60 @@ from engine.sql.statements import (
     range_is_empty,
 )
 
+ABANDON_S: Final = 5.0
+"""How long the rest of a chunk that is not wanted any more may take to run out."""
+
 QUEUE_PIECES: Final = 16
 """Pieces (some tens of kilobytes each) between the two servers: enough to keep both busy."""
+
+
+Scanner = FrameScanner | TextScanner
+
+
+class _Stream:
+    """One running COPY OUT: pieces pass the scanner into a short queue; full, it holds the source back."""
+
+    def __init__(self, reader: Connection, query: str, scanner: Scanner, *, binary: bool) -> None:
+        self.scanner = scanner
+        self._reader = reader
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE_PIECES)
+        self._wanted = True
+        self._reading = asyncio.ensure_future(self._read(query, binary=binary))
+
+    async def _read(self, query: str, *, binary: bool) -> int:
+        try:
+            return await self._reader.copy_out(query, self._take, binary=binary)
+        finally:
+            if self._wanted:
+                await self._queue.put(None)
+
+    async def _take(self, piece: bytes) -> None:
+        if self._wanted:
+            self.scanner.feed(piece)
+            await self._queue.put(piece)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The stream's bytes.  A reader that failed ends it by raising, so that the target is told to forget it all."""
+        piece = await self._queue.get()
+        crashpoint("read.first")
+        while piece is not None:
+            yield piece
+            crashpoint("write.middle")
+            piece = await self._queue.get()
+        if await self._reading != self.scanner.rows:
+            raise BackfillError(f"the source sent {self.scanner.rows} rows and counted {self._reading.result()}")
+        self.scanner.finish()
+
+    async def abandon(self) -> None:
+        """The target failed: let the source run out into nothing, so that its session stays usable, or drop it."""
+        self._wanted = False
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        done, _ = await asyncio.wait((self._reading,), timeout=ABANDON_S)
+        if not done:
+            self._reading.cancel()
+            self._reader.abort()
+        await asyncio.gather(self._reading, return_exceptions=True)  # the target's error is the one that counts
 
 
 class CopyMover:
@@ -96,24 +148,48 @@ class CopyMover:
     async def move(self, span: Span, bound: Bound) -> Observation:
         """One transaction on the target: COPY, fence, COMMIT."""
         began = self._clock.now()
-        staged = not await self._may_go_direct(bound)
-        try:
-            rows, scanner = await self._transaction(span, bound, staged)
-        except Exception as error:
-            failure = classify(error)
-            if (
-                staged
-                or self._target.policy is ConflictPolicy.FAIL
-                or failure.action is not Action.CONFLICT
-                or failure.constraint not in self._arbiters
-            ):
-                raise
-            staged = True
-            rows, scanner = await self._transaction(span, bound, staged)
+        async with asyncio.timeout(CHUNK_DEADLINE_S):
+            rows, scanner, staged = await self._write(span, bound)
         crashpoint("commit.after")
         self._met_rows = staged and rows < scanner.rows
         scanned = bound.scanned if self._source.where else scanner.rows
         return Observation(rows=rows, scanned=scanned, bytes=scanner.bytes, server_s=self._clock.now() - began)
+
+    async def _write(self, span: Span, bound: Bound) -> tuple[int, Scanner, bool]:
+        """Directly if nobody wrote into the chunk's range yet, else (or if somebody does meanwhile) by staging."""
+        stream = self._start(bound)
+        try:
+            staged = not await self._may_go_direct(bound)
+            if staged:
+                return await self._transaction(span, bound, stream, staged=True), stream.scanner, True
+            try:
+                return await self._transaction(span, bound, stream, staged=False), stream.scanner, False
+            except Exception as error:
+                if not self._met_a_row(error):
+                    raise
+            await stream.abandon()
+            stream = self._start(bound)
+            return await self._transaction(span, bound, stream, staged=True), stream.scanner, True
+        except BaseException:
+            await stream.abandon()
+            raise
+
+    def _met_a_row(self, error: Exception) -> bool:
+        """True for a unique violation on the arbiter: somebody wrote one of the chunk's keys meanwhile."""
+        failure = classify(error)
+        return (
+            self._target.policy is not ConflictPolicy.FAIL
+            and failure.action is Action.CONFLICT
+            and failure.constraint in self._arbiters
+        )
+
+    def _start(self, bound: Bound) -> _Stream:
+        """Have the source send; what comes first waits in the queue while the target is asked and begins."""
+        assert self._reader is not None
+        scanner = FrameScanner(len(self._columns), self._key_fields) if self._binary else TextScanner()
+        query = copy_query(self._source, self._target, bound.after, bound.to)
+        crashpoint("read.before")
+        return _Stream(self._reader, query, scanner, binary=self._binary)
 
     async def _may_go_direct(self, bound: Bound) -> bool:
         """True when no row of the chunk's range is in the target, as far as anybody can tell beforehand."""
@@ -125,11 +201,21 @@ class CopyMover:
         after = None if bound.after is None else list(bound.after)
         return bool(await self.connection.fetchval(sql, after, list(bound.to)))
 
-    async def _transaction(self, span: Span, bound: Bound, staged: bool) -> tuple[int, FrameScanner | TextScanner]:
+    async def _transaction(self, span: Span, bound: Bound, stream: _Stream, *, staged: bool) -> int:
         writer = self.connection
         await writer.execute(f"BEGIN; {create_staging(self._target)}" if staged else "BEGIN")
         try:
-            rows, scanner = await self._stream(bound, staged)
+            crashpoint("write.before")
+            rows = await writer.copy_in(
+                None if staged else self._target.table,
+                self._columns,
+                stream.pieces(),
+                binary=self._binary,
+                temp_name=STAGING if staged else None,
+            )
+            scanner = stream.scanner
+            if rows != scanner.rows:
+                raise BackfillError(f"the source sent {scanner.rows} rows and the target took {rows}")
             crashpoint("write.after")
             if staged:
                 tag = await writer.execute(insert_staged(self._target, bound.after, bound.to))
@@ -146,78 +232,12 @@ class CopyMover:
                 scanner.bytes,
                 self._target.remember,
             )
+            crashpoint("commit.before")
             await writer.execute(f"{fence}; COMMIT")
         except BaseException:
             await self._roll_back()
             raise
-        return rows, scanner
-
-    async def _stream(self, bound: Bound, staged: bool) -> tuple[int, FrameScanner | TextScanner]:
-        """From one server's COPY into the other's.  Returns rows written and what the scanner saw."""
-        assert self._reader is not None
-        scanner = FrameScanner(len(self._columns), self._key_fields) if self._binary else TextScanner()
-        pieces: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE_PIECES)
-        wanted = True
-
-        async def take(piece: bytes) -> None:
-            scanner.feed(piece)
-            if wanted:
-                await pieces.put(piece)
-
-        async def read() -> int:
-            try:
-                return await reader.copy_out(query, take, binary=self._binary)
-            finally:
-                if wanted:
-                    await pieces.put(None)
-
-        async def give() -> AsyncIterator[bytes]:
-            piece = await pieces.get()
-            crashpoint("read.first")
-            while piece is not None:
-                yield piece
-                crashpoint("write.middle")
-                piece = await pieces.get()
-            # A reader that failed ends the stream by raising, so that the server is told to forget all of it.
-            if await reading != scanner.rows:
-                raise BackfillError(f"the source sent {scanner.rows} rows and counted {reading.result()}")
-            scanner.finish()
-
-        reader = self._reader
-        query = copy_query(self._source, self._target, bound.after, bound.to)
-        crashpoint("read.before")
-        reading = asyncio.ensure_future(read())
-        crashpoint("write.before")
-        try:
-            rows = await self.connection.copy_in(
-                None if staged else self._target.table,
-                self._columns,
-                give(),
-                binary=self._binary,
-                temp_name=STAGING if staged else None,
-            )
-        except BaseException:
-            wanted = False
-            await self._end_reading(reading, pieces)
-            raise
-        if rows != scanner.rows:
-            raise BackfillError(f"the source sent {scanner.rows} rows and the target took {rows}")
-        return rows, scanner
-
-    async def _end_reading(self, reading: asyncio.Task[int], pieces: asyncio.Queue[bytes | None]) -> None:
-        """The writer failed: let the reader run out into nothing, so that its connection stays usable."""
-        while not pieces.empty():
-            pieces.get_nowait()
-        done, _ = await asyncio.wait((reading,), timeout=self._drain_s)
-        if not done:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
-            if self._reader is not None:
-                self._reader.abort()
-        elif not reading.cancelled():
-            reading.exception()  # seen: the writer's error is the one that counts
-
-    _drain_s: Final = 5.0
+        return rows
 
     async def _roll_back(self) -> None:
         writer = self._writer

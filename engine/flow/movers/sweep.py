@@ -15,7 +15,7 @@ from engine.clock import Clock
 from engine.crashpoint import crashpoint
 from engine.db import Connection, Database
 from engine.flow.bounds import Bound
-from engine.flow.movers.server_side import open_for_chunks
+from engine.flow.movers.server_side import CHUNK_DEADLINE_S, open_for_chunks
 from engine.model import Backend, KeyValue, Observation, Side, Span
 from engine.sql import statements
 from engine.sql.statements import SourceShape, TargetShape, advance_call, key_list
@@ -95,6 +95,7 @@ class SweepMover:
                 to,
                 bound.scanned,
                 0.0,
+                timeout_s=CHUNK_DEADLINE_S,
             )
             assert row is not None
             if row["server_s"] is not None:
@@ -158,6 +159,7 @@ class SweepMover:
                 0,
                 remember=False,
             )
+            crashpoint("commit.before")
             await here.execute(f"{fence}; COMMIT")
         except BaseException:
             await self._roll_back()

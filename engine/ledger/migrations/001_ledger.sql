@@ -24,8 +24,10 @@ CREATE TABLE backfill.job (
     fingerprint      jsonb            NOT NULL, -- schema of both tables as planned
     key_types        text[]           NOT NULL, -- the key's columns, as the cursor's texts must be cast
     rows_estimated   double precision NOT NULL CHECK (rows_estimated >= 0),
+    move_end         text[], -- the frozen last key: where the chain of spans must end; null: an empty table
+    sweep_end        text[],
     -- The start barrier: transactions of the source that were running when the bounds were frozen.
-    barrier_snapshot text, -- pg_current_snapshot() of the source; null: nothing to wait for
+    barrier_snapshot text, -- those transactions, by virtual id and side, as JSON; null: nothing to wait for
     waits_for        text, -- whom the barrier waits for, for people
     limit_rows_per_s double precision CHECK (limit_rows_per_s > 0), -- set by backfill.pace(); null: as the spec says
     error_code       text,
@@ -67,11 +69,12 @@ WITH (
 );
 
 -- Transactions in which this engine inserted rows, for jobs that take deleted rows out again: only these rows may go.
+-- The low 32 bits, which is what a row's xmin shows.  Emptied when the job is done.
 CREATE TABLE backfill.written (
     job_id bigint NOT NULL,
-    xid    xid8   NOT NULL
+    xid    bigint NOT NULL CHECK (xid BETWEEN 0 AND 4294967295)
 );
-CREATE INDEX written_job ON backfill.written (job_id);
+CREATE INDEX written_by_job ON backfill.written (job_id, xid);
 
 CREATE TABLE backfill.worker (
     id         uuid             NOT NULL PRIMARY KEY,
@@ -117,7 +120,8 @@ BEGIN
         RAISE EXCEPTION 'this chunk belongs to somebody else by now' USING ERRCODE = 'BF001';
     END IF;
     IF p_remember AND p_rows > 0 THEN
-        INSERT INTO backfill.written (job_id, xid) VALUES (p_job, pg_current_xact_id());
+        INSERT INTO backfill.written (job_id, xid)
+        VALUES (p_job, (pg_current_xact_id()::text::numeric % 4294967296)::bigint);
     END IF;
     RETURN extract(epoch FROM clock_timestamp() - statement_timestamp());
 END

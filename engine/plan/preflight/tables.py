@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from engine.model import Column, ConflictPolicy, Deletes, Finding, Index, Key, Mode, Table, Trigger
+from engine.plan.keyspace import kind_of
 from engine.plan.preflight.catalogue import Code, finding
 from engine.plan.preflight.columns import ColumnMap
 from engine.plan.preflight.facts import PreflightFacts, in_sql
+from engine.plan.preflight.fits import loses
 from engine.plan.preflight.keys import choose_arbiter, ranges_agree
 
 _KINDS: Final = {
@@ -69,6 +71,7 @@ def check_arbiter(facts: PreflightFacts, columns: ColumnMap, key: Key) -> Iterat
     if places is None:
         yield _key_not_mapped(columns, key, target)
         return
+    yield from _changing_keys(facts, key, places)
     arbiter = choose_arbiter([c.name for c in places], target)
     names = ", ".join(c.name for c in places)
     if arbiter is None:
@@ -92,6 +95,26 @@ def check_arbiter(facts: PreflightFacts, columns: ColumnMap, key: Key) -> Iterat
         yield _target_has_rows(facts, target)
     if spec.on_conflict.policy is ConflictPolicy.NEWEST:
         yield from _newest(facts, columns, target)
+
+
+# Kinds whose narrower types refuse a value that does not fit; the others round it.
+_REFUSING_KINDS: Final = frozenset({"int", "text", "bytea", "uuid", "bool", "enum"})
+
+
+def _changing_keys(facts: PreflightFacts, key: Key, places: Sequence[Column]) -> Iterator[Finding]:
+    """Key columns whose values would not be the same in the target."""
+    for ours, place in zip(key.columns, places, strict=True):
+        column = facts.source.column(ours.name)
+        assert column is not None
+        same_kind = kind_of(place) == ours.kind and (ours.kind != "opaque" or place.base_type == column.base_type)
+        if same_kind and (ours.kind in _REFUSING_KINDS or loses(column, place) is None):
+            continue
+        yield finding(
+            Code.KEY_CHANGES_VALUE,
+            f"key column {ours.name} is {column.type_name} at the source and {place.type_name} in {place.name} of"
+            " the target, which does not keep every value as it is",
+            f"give {place.name} the type {column.type_name}",
+        )
 
 
 def check_growth(facts: PreflightFacts) -> Iterator[Finding]:
