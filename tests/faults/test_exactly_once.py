@@ -7,7 +7,7 @@ twice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,13 +16,12 @@ import engine.db.database
 import engine.flow.bounds
 import engine.flow.worker
 from engine.embedded import EmbeddedServer
-from engine.events import ChunkCommitted, ChunkRetried, Event, SpanClaimed
-from engine.flow import Supervisor
-from engine.model import JobState, Mode
+from engine.events import ChunkCommitted, ChunkRetried, SpanClaimed
+from engine.model import Mode
 from engine.spec import ChunkLimits, JobSpec
 from tests.support.databases import FreshDatabase, TwoDatabases
 from tests.support.gate import Fault, Gate, Wire, _abort
-from tests.support.jobs import SHORT, in_place, into, prepare, rows_of
+from tests.support.jobs import SLOT_S, in_place, into, rows_of, start
 
 pytestmark = pytest.mark.faults
 
@@ -30,7 +29,6 @@ ROWS = 6000
 CHUNK = ChunkLimits(min_rows=10, max_rows=300)
 CHUNK_STATEMENT = b"WITH moved"
 FENCE_STATEMENT = b"backfill.advance"
-SLOT_S = 20.0
 
 
 @pytest.fixture
@@ -58,34 +56,6 @@ def counting_job(gate: Gate, database: FreshDatabase, rows: int = ROWS, **settin
 
 def counters(database: FreshDatabase) -> str:
     return database.sql("SELECT min(counter), max(counter), count(*) FROM src")
-
-
-class Running:
-    """A job that runs in this loop, and its events."""
-
-    def __init__(self, supervisor: Supervisor, events: list[Event]) -> None:
-        self.events = events
-        self.supervisor = supervisor
-        self.task = asyncio.create_task(supervisor.run())
-
-    def count(self, kind: type[Event]) -> int:
-        return sum(isinstance(event, kind) for event in self.events)
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(SLOT_S):
-            while not condition() and not self.task.done():
-                await asyncio.sleep(0.01)
-        assert condition(), (self.task.done() and self.task.result(), self.events[-5:])
-
-    async def done(self) -> None:
-        result = await asyncio.wait_for(self.task, SLOT_S)
-        assert result.error is None, result.error
-        assert result.state is JobState.DONE
-
-
-async def start(spec: JobSpec, *, workers: int = 1) -> Running:
-    events: list[Event] = []
-    return Running(Supervisor(await prepare(spec), workers=workers, emit=events.append, leases=SHORT, seed=1), events)
 
 
 class Late:

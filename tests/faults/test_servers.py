@@ -28,11 +28,10 @@ CREATE TRIGGER wait BEFORE UPDATE ON src FOR EACH ROW EXECUTE FUNCTION wait();
 ACTIVE = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'WITH moved%' AND state = 'active' AND datname = current_database()"
 
 
-def counting_job(database: FreshDatabase, *, slow: bool = True, **settings: Any) -> JobSpec:
+def counting_job(database: FreshDatabase, **settings: Any) -> JobSpec:
     database.sql("CREATE TABLE src (id int PRIMARY KEY, counter int NOT NULL DEFAULT 0, app int NOT NULL DEFAULT 0)")
     database.sql(f"INSERT INTO src SELECT g FROM generate_series(1, {ROWS}) g; ANALYZE src")
-    if slow:
-        database.sql(SLOW_CHUNKS)
+    database.sql(SLOW_CHUNKS)
     settings = {"chunk": CHUNK, "accept": ("TRIGGERS_ON_SOURCE",)} | settings
     return in_place(database, "src", {"counter": "counter + 1"}, done="false", **settings)
 
@@ -52,8 +51,9 @@ async def test_an_administrator_who_ends_a_session_pauses_the_job_and_resume_goe
     await to_a_chunk(running, database, "pg_terminate_backend")
     await running.until(lambda: database.sql("SELECT state FROM backfill.job") == "paused")
     await running.until(lambda: database.sql(ACTIVE) == "")
+    await asyncio.sleep(0.3)
     before = running.count(ChunkCommitted)
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(1.0)
     assert running.count(ChunkCommitted) == before  # sticky
     assert database.sql("SELECT reason FROM backfill.job").startswith("an administrator ended a session")
     database.sql("SELECT backfill.resume('job')")
@@ -98,25 +98,26 @@ async def test_when_there_is_no_connection_left_it_waits_for_one(own_server: Emb
 
 
 async def test_a_row_that_the_application_holds_makes_the_chunk_give_way_and_try_again(database: FreshDatabase) -> None:
-    spec = counting_job(database, slow=False, lock_timeout_s=0.2)
+    running = await start(counting_job(database, lock_timeout_s=0.2), workers=2)
+    await running.until(lambda: running.count(ChunkCommitted) >= 1)
     application = await database.connect()
-    await application.execute("BEGIN; UPDATE src SET app = 1 WHERE id = 2000")
-    running = await start(spec, workers=2)
+    await application.execute("BEGIN; UPDATE src SET app = 1 WHERE id = 4100")
     await running.until(lambda: running.count(ChunkRetried) >= 2)
     assert {e.sqlstate for e in running.events if isinstance(e, ChunkRetried)} == {"55P03"}
     await application.execute("COMMIT")
     await running.done()
     assert counted_once(database)
-    assert database.sql("SELECT app, counter FROM src WHERE id = 2000") == "1|1"
+    assert database.sql("SELECT app, counter FROM src WHERE id = 4100") == "1|1"
 
 
 async def test_a_deadlock_with_the_application_costs_one_chunk_not_the_job(database: FreshDatabase) -> None:
-    spec = counting_job(database, slow=False, lock_timeout_s=5)
+    running = await start(counting_job(database, lock_timeout_s=5))
+    await running.until(lambda: running.count(ChunkCommitted) >= 1)
     application = await database.connect(server_settings={"deadlock_timeout": "20s"})  # the chunk notices first
-    await application.execute("BEGIN; UPDATE src SET app = 1 WHERE id = 200")
-    running = await start(spec)
+    await application.execute("BEGIN; UPDATE src SET app = 1 WHERE id = 4100")
     await running.until(lambda: database.sql(f"{ACTIVE} AND wait_event_type = 'Lock'") != "")
-    await application.execute("UPDATE src SET app = 1 WHERE id = 100; COMMIT")
+    first = database.sql("SELECT cursor[1]::int + 1 FROM backfill.span WHERE cursor IS DISTINCT FROM hi")
+    await application.execute(f"UPDATE src SET app = 1 WHERE id = {first}; COMMIT")
     await running.done()
     assert [e.sqlstate for e in running.events if isinstance(e, ChunkRetried)] == ["40P01"]
     assert counted_once(database)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,10 +89,11 @@ class Running:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until it holds; fails when the job ends without it, or after ``SLOT_S``."""
-        async with asyncio.timeout(SLOT_S):
-            while not condition() and not self.task.done():
-                await asyncio.sleep(0.01)
-        assert condition(), (self.task.done() and self.task.result(), self.events[-5:])
+        deadline = time.monotonic() + SLOT_S
+        while not condition():
+            ended = self.task.done() and self.task.result()
+            assert not ended and time.monotonic() < deadline, (ended, self.events[-5:])
+            await asyncio.sleep(0.01)
 
     async def ended(self) -> RunResult:
         """Wait for the end."""
