@@ -429,7 +429,7 @@ class Supervisor:
     # -- beside the workers -----------------------------------------------------------------------------------------
 
     async def _keep_leases(self, shared: Shared) -> None:
-        """Renew all leases of this process, and tell the others how its workers are doing."""
+        """Renew all leases of this process."""
         while True:
             await self._clock.sleep(self._leases.renew_every_s)
             sent_at = self._clock.now()
@@ -437,9 +437,8 @@ class Supervisor:
                 async with asyncio.timeout(self._leases.renew_every_s):
                     held = [(w.span.id, w.id, w.span.epoch) for w in self._workers if w.span is not None]
                     renewed = await self._control.ledger.renew(shared.job_id, held, self._leases.lease_s)
-                    for worker in self._workers:
-                        worker.confirm(renewed, sent_at)
-                    await self._beat(shared)
+                for worker in self._workers:
+                    worker.confirm(renewed, sent_at)
             except Exception as error:
                 await self._control.mend(error)
 
@@ -468,7 +467,9 @@ class Supervisor:
         await self._control.ledger.heartbeat(shared.job_id, socket.gethostname(), os.getpid(), beats)
 
     async def _follow(self, shared: Shared, phase: Phase) -> None:
-        """Watch the job's state and limit: an order from anywhere reaches our workers here."""
+        """Watch the job's state and limit, where an order from anywhere reaches our workers; tell the others how they
+        are doing.
+        """
         while True:
             try:
                 async with self._looks:
@@ -476,6 +477,7 @@ class Supervisor:
                 self._apply_limit(job)
                 if job.state is not JobState.RUNNING or job.phase is not phase:
                     shared.stop.set(job.state.value)
+                await self._beat(shared)
                 await self._refresh_status()
             except Exception as error:
                 await self._control.mend(error)
