@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import asyncpg
+
 from engine.db import Connection
 from engine.errors import BackfillError, LedgerDamaged, UnknownJob
 from engine.ledger.queries import migrations, queries
@@ -319,21 +321,25 @@ class Ledger:
     ) -> Span | None:
         """Cut ``victim`` at ``cut``, which the caller has seen to lie strictly inside ``(cursor, hi)`` by the order of
         the server that owns it.  The holder keeps ``(…, cut]``, the caller's worker holds the returned ``(cut, hi]``.
-        None when the victim has moved since it was read.
+        None when the victim has moved since it was read, or another thief took the number of the new span meanwhile:
+        nothing has changed then.
         """
-        row = await self._row(
-            "steal",
-            job_id,
-            victim.id,
-            None if victim.cursor is None else list(victim.cursor),
-            list(victim.hi),
-            list(cut),
-            rows_kept,
-            rows_taken,
-            worker,
-            _json(backends),
-            lease_s,
-        )
+        try:
+            row = await self._row(
+                "steal",
+                job_id,
+                victim.id,
+                None if victim.cursor is None else list(victim.cursor),
+                list(victim.hi),
+                list(cut),
+                rows_kept,
+                rows_taken,
+                worker,
+                _json(backends),
+                lease_s,
+            )
+        except asyncpg.UniqueViolationError:
+            return None
         return None if row is None else _span(row)
 
     # -- people ---------------------------------------------------------------------------------------------------

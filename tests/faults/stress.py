@@ -43,8 +43,10 @@ def main() -> int:
 def text(report: Report) -> str:
     """For people."""
     lines = [
-        f"{report.plan.mode.value}: {report.rows:,} rows in {report.seconds:.0f} s, lost {report.lost}, "
-        f"wrong or too many {report.ghosts}, swept {report.swept}",
+        (
+            f"{report.plan.mode.value}: {report.rows:,} rows in {report.seconds:.0f} s, lost {report.lost}, "
+            f"wrong or too many {report.ghosts}, swept {report.swept}"
+        ),
         f"  {report.kills} kills, {report.inside:.0%} of them inside an open transaction of a chunk:",
     ]
     for phase, count in report.phases.most_common():

@@ -24,7 +24,9 @@ async def test_rows_of_a_transaction_older_than_the_job_are_moved_behind_the_cur
 ) -> None:
     source = databases.source
     target = source if same_database else databases.target
-    source.sql(f"CREATE TABLE src (id int PRIMARY KEY); INSERT INTO src SELECT g * 10 FROM generate_series(1, {ROWS}) g")
+    source.sql(
+        f"CREATE TABLE src (id int PRIMARY KEY); INSERT INTO src SELECT g * 10 FROM generate_series(1, {ROWS}) g"
+    )
     target.sql("CREATE TABLE dst (id int PRIMARY KEY)")
     older = await source.connect(server_settings={"application_name": "nightly-report"})
     await older.execute("BEGIN; INSERT INTO src VALUES (15), (999999)")
@@ -43,7 +45,9 @@ async def test_a_repeatable_read_transaction_that_has_only_read_so_far_is_waited
     databases: TwoDatabases,
 ) -> None:
     database = databases.source
-    database.sql(f"CREATE TABLE src (id int PRIMARY KEY); INSERT INTO src SELECT g * 10 FROM generate_series(1, {ROWS}) g")
+    database.sql(
+        f"CREATE TABLE src (id int PRIMARY KEY); INSERT INTO src SELECT g * 10 FROM generate_series(1, {ROWS}) g"
+    )
     database.sql("CREATE TABLE dst (id int PRIMARY KEY)")
     older = await database.connect()
     await older.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM src LIMIT 1")
@@ -57,7 +61,9 @@ async def test_a_repeatable_read_transaction_that_has_only_read_so_far_is_waited
 async def test_a_delete_whose_snapshot_is_older_than_our_copy_leaves_no_ghost(databases: TwoDatabases) -> None:
     """The deleter sees no row of ours in the target; the sweep waits for its end, and looks again."""
     database = databases.source
-    database.sql(f"CREATE TABLE src (id int PRIMARY KEY); INSERT INTO src SELECT g * 10 FROM generate_series(1, {ROWS}) g")
+    database.sql(
+        f"CREATE TABLE src (id int PRIMARY KEY); INSERT INTO src SELECT g * 10 FROM generate_series(1, {ROWS}) g"
+    )
     database.sql("CREATE TABLE dst (id int PRIMARY KEY)")
     spec = into(database, "src", database, "dst", chunk=ChunkLimits(min_rows=10, max_rows=100))
     running = await start(spec)

@@ -18,6 +18,12 @@ ROWS = 4000
 CHUNK = ChunkLimits(min_rows=10, max_rows=200)
 LEASE_S = 1.0
 
+SLOW_CHUNKS = """
+CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN IF NEW.id % 100 = 0 THEN PERFORM pg_sleep(0.02); END IF; RETURN NEW; END $$;
+CREATE TRIGGER wait BEFORE UPDATE ON src FOR EACH ROW EXECUTE FUNCTION wait();
+"""
+
 # Point -> kind of job in which it is reached, and the turn at which the process dies.
 DEATHS = {
     "claim.before": [("count", 1), ("count", 2)],
@@ -46,21 +52,30 @@ class Job:
     """Tables of one kind of job; ``count`` adds one to a counter whose ``done`` is never true."""
 
     def __init__(self, kind: str, databases: TwoDatabases) -> None:
-        self.kind = kind.split()[-1]
-        self.rows = 10 * ROWS if kind.startswith("long") else ROWS
+        self.kind = kind.rsplit(maxsplit=1)[-1]
+        self.rows = 3 * ROWS if kind.startswith("long") else ROWS
         self.source = databases.source
         self.target = databases.target if kind == "copy" else databases.source
         self.source.sql(
             "CREATE TABLE src (id int PRIMARY KEY, v text, counter int NOT NULL DEFAULT 0);"
             f"INSERT INTO src SELECT g, 'v' || g FROM generate_series(1, {self.rows}) g; ANALYZE src"
         )
+        if kind.startswith("long"):
+            self.source.sql(SLOW_CHUNKS)  # so that a thief finds the victim where it saw it
         if self.kind != "count":
             self.target.sql("CREATE TABLE dst (id int PRIMARY KEY, v text)")
 
     @property
     def spec(self) -> JobSpec:
         if self.kind == "count":
-            return in_place(self.source, "src", {"counter": "counter + 1"}, done="false", chunk=CHUNK)
+            return in_place(
+                self.source,
+                "src",
+                {"counter": "counter + 1"},
+                done="false",
+                chunk=CHUNK,
+                accept=("TRIGGERS_ON_SOURCE",),
+            )
         return into(self.source, "src", self.target, "dst", columns={"id": "id", "v": "v"}, chunk=CHUNK)
 
     def check(self) -> None:

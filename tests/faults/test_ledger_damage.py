@@ -136,7 +136,9 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-async def test_a_table_that_changes_in_mid_run_stops_the_job_with_a_reason(database: FreshDatabase, change: str) -> None:
+async def test_a_table_that_changes_in_mid_run_stops_the_job_with_a_reason(
+    database: FreshDatabase, change: str
+) -> None:
     columns = "(id int PRIMARY KEY, v int, other int NOT NULL)"
     database.sql(f"CREATE TABLE src {columns}; CREATE TABLE dst {columns}")
     database.sql(f"INSERT INTO src SELECT g, g, -g FROM generate_series(1, {ROWS}) g; ANALYZE src")

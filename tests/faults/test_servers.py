@@ -168,5 +168,3 @@ async def test_one_failed_checkpoint_does_not_stop_the_later_ones(database: Fres
     assert running.count(ChunkRetried) == 2
     assert counted_once(database)
     assert database.sql("SELECT count(*) FROM backfill.span WHERE cursor IS DISTINCT FROM hi") == "0"
-
-

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from typing import Any
 
-import asyncpg
 import pytest
 
 import engine.db.database
 import engine.flow.movers.server_side
 import engine.flow.steal
 import engine.plan.spans
-from engine.db import Database
-from engine.errors import PreflightRefused, SchemaDrift, Stopped
+from engine.errors import HeldByOperator, PreflightRefused, SchemaDrift, Stopped
 from engine.events import (
     ChunkCommitted,
     ChunkRetried,
@@ -28,13 +25,11 @@ from engine.events import (
     Warned,
 )
 from engine.flow import Leases, Prepared, Supervisor
-from engine.flow.steal import steal
-from engine.ledger import Ledger
-from engine.model import JobState, Phase, Side
+from engine.model import Deletes, JobState
 from engine.spec import ChunkLimits, JobSpec, Pace
-from tests.support.databases import FreshDatabase, TlsServer, TwoDatabases
+from tests.support.databases import FreshDatabase, TwoDatabases
 from tests.support.gate import Gate
-from tests.support.jobs import SHORT, Ran, Running, differing, in_place, into, prepare, rows_of, run, run_to_done, start
+from tests.support.jobs import SHORT, Running, in_place, into, prepare, rows_of, run, run_to_done, start
 
 ROWS = 5000
 SMALL = ChunkLimits(min_rows=10, max_rows=250)
@@ -53,7 +48,9 @@ def many_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.plan.spans, "FEWEST_ROWS_PER_SPAN", 1000)
 
 
-def counting_job(database: FreshDatabase, *, through: Gate | None = None, pause_s: float = 0.0, **settings: Any) -> JobSpec:
+def counting_job(
+    database: FreshDatabase, *, through: Gate | None = None, pause_s: float = 0.0, **settings: Any
+) -> JobSpec:
     """A job that tells in each row how often it was there."""
     database.sql("CREATE TABLE src (id int PRIMARY KEY, counter int NOT NULL DEFAULT 0)")
     database.sql(f"INSERT INTO src SELECT g FROM generate_series(1, {ROWS}) g; ANALYZE src")
@@ -70,7 +67,9 @@ def counted_once(database: FreshDatabase) -> bool:
 
 def pair_of_tables(source: FreshDatabase, target: FreshDatabase, *, rows: int = ROWS) -> None:
     """``src`` with rows, ``dst`` without."""
-    source.sql(f"CREATE TABLE src (id int PRIMARY KEY, v int); INSERT INTO src SELECT g, g FROM generate_series(1, {rows}) g")
+    source.sql(
+        f"CREATE TABLE src (id int PRIMARY KEY, v int); INSERT INTO src SELECT g, g FROM generate_series(1, {rows}) g"
+    )
     source.sql("ANALYZE src")
     target.sql("CREATE TABLE dst (id int PRIMARY KEY, v int)")
 
@@ -129,7 +128,9 @@ async def test_a_key_that_the_target_keeps_in_a_wider_type_arrives(
     databases: TwoDatabases, where: str, here: str, there: str
 ) -> None:
     source, target = place(databases, where)
-    source.sql(f"CREATE TABLE src (k {here} PRIMARY KEY, v int); INSERT INTO src SELECT g, g FROM generate_series(1, 900) g")
+    source.sql(
+        f"CREATE TABLE src (k {here} PRIMARY KEY, v int); INSERT INTO src SELECT g, g FROM generate_series(1, 900) g"
+    )
     target.sql(f"CREATE TABLE dst (k {there} PRIMARY KEY, v int)")
     await run_to_done(into(source, "src", target, "dst", chunk=SMALL))
     assert target.sql("SELECT count(*), sum(v) FROM dst") == source.sql("SELECT count(*), sum(v) FROM src")
@@ -142,9 +143,9 @@ async def test_thieves_never_take_the_same_rows_however_often_they_steal(
     database: FreshDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine.flow.steal, "WORTH_CHUNKS", 0.1)
-    spec = counting_job(database, pause_s=0.005, chunk=ChunkLimits(min_rows=10, max_rows=100))
+    spec = counting_job(database, pause_s=0.02, chunk=ChunkLimits(min_rows=10, max_rows=100))
     ran = await run_to_done(spec, workers=5)
-    assert sum(event.stolen for event in ran.of(SpanClaimed)) >= 10
+    assert sum(event.stolen for event in ran.of(SpanClaimed)) >= 5
     assert counted_once(database)
     overlaps = """
         SELECT count(*) FROM backfill.span a JOIN backfill.span b ON a.id < b.id
@@ -185,17 +186,282 @@ async def test_no_two_tasks_meet_on_one_connection_however_slow_the_wire(
     databases: TwoDatabases, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """asyncpg: "another operation is in progress"."""
-    monkeypatch.setattr(engine.plan.spans, "FEWEST_ROWS_PER_SPAN", 100)
+    rows = ROWS if mode == "update" else 300
+    monkeypatch.setattr(engine.plan.spans, "FEWEST_ROWS_PER_SPAN", rows // 4)
     server = databases.source.server
     async with Gate(server.host, server.port) as gate:
         if mode == "update":
             spec = counting_job(databases.source, through=gate)
         else:
             source, target = place(databases, mode)
-            pair_of_tables(source, target, rows=800)
+            pair_of_tables(source, target, rows=rows)
             there = gate.dsn(source.dsn)
-            spec = into(there, "src", there if mode == "insert" else gate.dsn(target.dsn), "dst")
-        running = await start(spec.model_copy(update={"chunk": ChunkLimits(min_rows=10, max_rows=50)}), workers=4)
+            spec = into(
+                there,
+                "src",
+                there if mode == "insert" else gate.dsn(target.dsn),
+                "dst",
+                chunk=ChunkLimits(min_rows=10, max_rows=40),
+            )
+        running = await start(spec, workers=4)
         gate.latency_s = 0.005  # for each message
         await running.done()
         assert not [e for e in running.events if isinstance(e, ChunkRetried | LeaseLost | Warned)]
+
+
+# -- two processes on one job ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["insert", "copy"])
+async def test_two_processes_that_race_at_the_phase_change_and_at_the_end_plan_one_sweep_and_both_end_done(
+    databases: TwoDatabases, where: str, many_spans: None
+) -> None:
+    source, target = place(databases, where)
+    pair_of_tables(source, target)
+    prepared = await prepare(into(source, "src", target, "dst", chunk=SMALL))
+    runs = [run_prepared(prepared, workers=2) for _ in range(3)]
+    for running in runs:
+        await running.done()
+    changes = [e for running in runs for e in running.events if isinstance(e, PhaseChanged)]
+    assert len(changes) == 1
+    what = "SELECT what, count(*) FROM backfill.event GROUP BY what ORDER BY what"
+    assert target.sql(what).splitlines() == ["created|1", "done|1", "phase|1", "running|1"]
+    starts = "SELECT count(*) FROM backfill.span WHERE phase = 'sweep' AND lo IS NULL"
+    assert target.sql(starts) == "1"
+    assert rows_of(source, "SELECT * FROM src") == rows_of(target, "SELECT * FROM dst")
+
+
+# -- orders and failures in odd moments -----------------------------------------------------------------------------
+
+
+async def test_a_chunk_that_fails_while_the_job_is_paused_makes_it_failed_with_its_reason(
+    database: FreshDatabase,
+) -> None:
+    spec = counting_job(database)
+    database.sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.id = 1000 THEN"
+        " PERFORM pg_sleep(0.7); RAISE division_by_zero; END IF; RETURN NEW; END $$;"
+        "CREATE TRIGGER refuse BEFORE UPDATE ON src FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    running = await start(spec)
+    asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+    await running.until(lambda: database.sql(asleep) == "1")
+    database.sql("SELECT backfill.pause('job')")
+    result = await running.ended()
+    assert result.state is JobState.FAILED
+    assert database.sql("SELECT state, error_code, resumable FROM backfill.status") == "failed|bad_row|t"
+
+
+async def test_a_job_paused_before_its_start_begins_when_it_is_resumed(database: FreshDatabase) -> None:
+    spec = counting_job(database)
+    old = await database.connect()
+    await old.execute("BEGIN; INSERT INTO src VALUES (0)")  # the start barrier waits for it
+    running = await start(spec)
+    await running.until(lambda: running.count(Waiting) >= 1)
+    assert database.sql("SELECT backfill.pause('job')") == "paused"
+    await running.until(lambda: "paused" in [e.reason for e in running.events if isinstance(e, Waiting)])
+    await old.execute("ROLLBACK")
+    await asyncio.sleep(1.2)
+    assert running.count(ChunkCommitted) == 0
+    assert database.sql("SELECT backfill.resume('job')") == "planned"
+    await running.done()
+    assert counted_once(database)
+
+
+async def test_a_job_cancelled_during_the_start_barrier_ends_without_a_chunk(database: FreshDatabase) -> None:
+    spec = counting_job(database)
+    old = await database.connect()
+    await old.execute("BEGIN; INSERT INTO src VALUES (0)")
+    running = await start(spec)
+    await running.until(lambda: running.count(Waiting) >= 1)
+    database.sql("SELECT backfill.cancel('job', 'changed my mind')")
+    result = await running.ended()
+    assert result.state is JobState.CANCELLED
+    assert isinstance(result.error, HeldByOperator)
+    assert "changed my mind" in str(result.error)
+    assert running.count(ChunkCommitted) == 0
+    await old.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("where", ["insert", "copy"])
+async def test_a_job_that_failed_in_the_sweep_goes_on_there_when_it_is_resumed(
+    databases: TwoDatabases, where: str
+) -> None:
+    source, target = place(databases, where)
+    pair_of_tables(source, target)
+    target.sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no deletes here'; END $$;"
+        "CREATE TRIGGER refuse BEFORE DELETE ON dst FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    spec = into(source, "src", target, "dst", chunk=SMALL, accept=("TRIGGERS_ON_TARGET",))
+    running = await start(spec)
+    await running.until(lambda: running.count(ChunkCommitted) >= 2)
+    source.sql("DELETE FROM src WHERE id BETWEEN 5 AND 30")
+    result = await running.ended()
+    assert result.state is JobState.FAILED
+    assert target.sql("SELECT phase, resumable FROM backfill.status") == "sweep|t"
+    target.sql("DROP TRIGGER refuse ON dst; SELECT backfill.resume('job')")
+    ran = await run_to_done(spec)
+    assert not ran.of(PhaseChanged)
+    assert rows_of(source, "SELECT * FROM src") == rows_of(target, "SELECT * FROM dst")
+
+
+@pytest.mark.parametrize(
+    ("mode", "table"),
+    [("update", "src"), ("insert", "src"), ("insert", "dst"), ("copy", "src"), ("copy", "dst")],
+)
+async def test_a_table_that_is_dropped_under_the_job_stops_it_with_the_reason(
+    databases: TwoDatabases, mode: str, table: str, many_spans: None
+) -> None:
+    source, target = place(databases, "insert" if mode == "update" else mode)
+    if mode == "update":
+        spec = counting_job(source, pause_s=0.02)
+    else:
+        pair_of_tables(source, target)
+        target.sql(SLOW_CHUNKS.format(pause_s=0.02, table="dst"))
+        spec = into(source, "src", target, "dst", chunk=SMALL, accept=("TRIGGERS_ON_TARGET",))
+    running = await start(spec, workers=2)
+    await running.until(lambda: running.count(ChunkCommitted) >= 2)
+    (source if table == "src" else target).sql(f"DROP TABLE {table}")
+    result = await running.ended()
+    assert result.state is JobState.FAILED
+    assert isinstance(result.error, Stopped)
+    assert result.error.exit_code == 7
+    assert isinstance(result.error, SchemaDrift) or result.error.sqlstate == "42P01", result.error
+    assert "dst" in str(result.error) or "src" in str(result.error)
+    assert target.sql("SELECT state, error_message <> '' FROM backfill.job") == "failed|t"
+
+
+# -- the ledger's job row is held by somebody -----------------------------------------------------------------------
+
+
+async def test_somebody_who_holds_the_job_at_its_end_is_waited_for(
+    database: FreshDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.db.database, "CONTROL_LOCK_TIMEOUT_S", 0.3)
+    running = await start(counting_job(database, pause_s=0.01))
+    await running.until(lambda: running.count(ChunkCommitted) >= 2)
+    person = await database.connect()
+    await person.execute("BEGIN; UPDATE backfill.job SET reason = 'let me see'")
+    finished = "SELECT count(*) FROM backfill.span WHERE cursor IS DISTINCT FROM hi"
+    await running.until(lambda: database.sql(finished) == "0")
+    await asyncio.sleep(1.5)
+    assert not running.task.done()
+    await person.execute("COMMIT")
+    await running.done()
+    assert counted_once(database)
+
+
+# -- servers --------------------------------------------------------------------------------------------------------
+
+
+async def test_workers_that_meet_a_read_only_server_back_off_and_go_on_when_it_is_writable_again(
+    database: FreshDatabase, many_spans: None
+) -> None:
+    spec = counting_job(database, pause_s=0.03)
+    running = await start(spec, workers=2)
+    await running.until(lambda: running.count(ChunkCommitted) >= 4)
+    watch = await database.connect()
+    default = f'ALTER DATABASE "{database.name}" SET default_transaction_read_only'
+    database.server.sql(f"{default} = on")
+    for worker in running.supervisor.workers:
+        worker.abort()
+    sessions = "SELECT sessions FROM pg_stat_database WHERE datname = current_database()"
+    await running.until(lambda: running.count(ChunkRetried) >= 2)
+    before = await watch.fetchval(sessions)
+    await asyncio.sleep(3.0)
+    opened = await watch.fetchval(sessions) - before
+    assert opened < 40
+    assert "25006" in {e.sqlstate for e in running.events if isinstance(e, ChunkRetried)}
+    assert not running.task.done()
+    database.server.sql(f"{default} = off")
+    await running.done()
+    assert counted_once(database)
+
+
+async def test_a_drain_ends_within_the_deadline_when_a_workers_session_is_silent_and_the_others_are_well(
+    database: FreshDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.flow.movers.server_side, "CHUNK_DEADLINE_S", 1.5)
+    async with Gate(database.server.host, database.server.port) as gate:
+        running = await start(counting_job(database, through=gate, pause_s=0.01), leases=Leases(60.0))
+        await running.until(lambda: running.count(ChunkCommitted) >= 2)
+        silent = gate.on(backend="", application="backfill/job/w1").silence()
+        await silent.happened()
+        began = time.monotonic()
+        await running.drained()
+        assert time.monotonic() - began < 6.0
+
+
+# -- the sweep ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["insert", "copy"])
+async def test_a_sweep_takes_out_many_deleted_rows_leaves_those_of_the_application_and_forgets_whose_they_were(
+    databases: TwoDatabases, where: str
+) -> None:
+    source, target = place(databases, where)
+    pair_of_tables(source, target)
+    target.sql(SLOW_CHUNKS.format(pause_s=0.05, table="dst"))
+    spec = into(source, "src", target, "dst", chunk=SMALL, accept=("TRIGGERS_ON_TARGET",))
+    running = await start(spec)
+    await running.until(lambda: target.sql("SELECT count(*) > 1000 FROM dst") == "t")
+    await running.drained()
+    assert target.sql("SELECT count(*) > 0 FROM backfill.written") == "t"
+    target.sql("DROP TRIGGER wait ON dst")
+    moved = int(target.sql("SELECT max(id) FROM dst"))
+    kept = "id IN (3, 13, 23)"  # the application wrote these again after us, and deleted them at the source only
+    target.sql(f"UPDATE dst SET v = -1 WHERE {kept}")
+    source.sql("DELETE FROM src WHERE id % 10 IN (1, 2, 3)")
+    await run_to_done(spec.model_copy(update={"accept": ()}), workers=3)
+    assert moved < ROWS
+    assert target.sql(f"SELECT count(*), min(v) FROM dst WHERE {kept}") == "3|-1"
+    assert rows_of(source, "SELECT * FROM src") == rows_of(target, f"SELECT * FROM dst WHERE NOT ({kept})")
+    assert target.sql("SELECT count(*) FROM backfill.written") == "0"
+
+
+@pytest.mark.parametrize("where", ["insert", "copy"])
+async def test_key_columns_of_different_collations_are_swept(databases: TwoDatabases, where: str) -> None:
+    source, target = place(databases, where)
+    table = '(a text COLLATE "C", b text COLLATE "POSIX", c text, v int, PRIMARY KEY (a, b, c))'
+    source.sql(
+        f"CREATE TABLE src {table}; INSERT INTO src SELECT g % 7, md5(g::text), g, g FROM generate_series(1, 3000) g"
+    )
+    target.sql(f"CREATE TABLE dst {table}")
+    running = await start(into(source, "src", target, "dst", chunk=SMALL, deletes=Deletes.GUARDED))
+    await running.until(lambda: running.count(ChunkCommitted) >= 3)
+    source.sql("DELETE FROM src WHERE a = '0'")
+    await running.done()
+    assert any(isinstance(e, PhaseChanged) for e in running.events)
+    assert rows_of(source, "SELECT * FROM src") == rows_of(target, "SELECT * FROM dst")
+
+
+# -- pace -----------------------------------------------------------------------------------------------------------
+
+
+async def test_two_processes_together_keep_the_limit(database: FreshDatabase) -> None:
+    limit_per_s, seconds = 800.0, 4.0
+    spec = counting_job(database, pace=Pace(max_rows_per_s=limit_per_s))
+    prepared = await prepare(spec)
+    runs = [run_prepared(prepared, workers=n, leases=Leases()) for n in (1, 2)]
+    for running in runs:
+        await running.until(lambda running=running: running.count(ChunkCommitted) >= 1)
+    await asyncio.sleep(0.5)
+    moved = "SELECT coalesce(sum(scanned), 0) FROM backfill.span"
+    began, before = time.monotonic(), int(database.sql(moved))
+    await asyncio.sleep(seconds)
+    rate = (int(database.sql(moved)) - before) / (time.monotonic() - began)
+    assert rate <= limit_per_s * 1.10
+    assert rate >= limit_per_s * 0.75
+    for running in runs:
+        await running.drained()
+
+
+async def test_another_pace_reaches_the_workers_within_two_seconds(database: FreshDatabase) -> None:
+    running = await start(counting_job(database, pace=Pace(max_rows_per_s=100)), workers=2)
+    await running.until(lambda: running.count(ChunkCommitted) >= 1)
+    began = time.monotonic()
+    database.sql("SELECT backfill.pace('job', 1000000)")
+    await running.done()
+    assert time.monotonic() - began < 4.0
+    assert counted_once(database)

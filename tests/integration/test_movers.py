@@ -6,10 +6,11 @@ import pytest
 
 from engine.errors import PreflightRefused
 from engine.events import ChunkCommitted, PhaseChanged
+from engine.flow import Supervisor
 from engine.model import ConflictPolicy, JobState
 from engine.spec import ChunkLimits, OnConflict
 from tests.support.databases import FreshDatabase, TwoDatabases, on_each_major
-from tests.support.jobs import differing, in_place, into, rows_of, run, run_to_done
+from tests.support.jobs import differing, in_place, into, prepare, rows_of, run, run_to_done
 
 SMALL = ChunkLimits(min_rows=10, max_rows=400)
 
@@ -32,8 +33,10 @@ KEYS = {
     ),
     "timestamptz with infinity": (
         "timestamptz",
-        "CASE g WHEN 1 THEN 'infinity' WHEN 2 THEN '-infinity' WHEN 3 THEN '0044-03-15 12:00 BC'"
-        " ELSE timestamptz '2024-01-01' + g * interval '1.000001 s' END",
+        (
+            "CASE g WHEN 1 THEN 'infinity' WHEN 2 THEN '-infinity' WHEN 3 THEN '0044-03-15 12:00 BC'"
+            " ELSE timestamptz '2024-01-01' + g * interval '1.000001 s' END"
+        ),
     ),
     "timestamp": ("timestamp", "timestamp '1999-12-31 23:59:59.999999' + g * interval '1 hour'"),
     "date with infinity": ("date", "CASE g WHEN 1 THEN 'infinity'::date ELSE date '2020-02-29' + g END"),
@@ -145,15 +148,15 @@ async def test_every_kind_of_column_arrives_unchanged(databases: TwoDatabases) -
     databases.source.sql(setup)
     databases.target.sql("CREATE TYPE shift_oids AS (x int)")
     databases.target.sql(setup)
-    databases.source.sql('''
+    databases.source.sql("""
         INSERT INTO "Odd Table" SELECT g, E'tab\\tline\\nback\\\\slash' || g, g, 'ok', '{sad,ok}', (g, 'x,"y'::text)::pair,
             ARRAY[(g, NULL::text)::pair], 'good', '{"a": [1, null]}', '{"b": 1.10}', ARRAY[g, NULL], '{{a,b},{c,NULL}}',
             g / 3.0, '2024-02-29 12:34:56.789012+05:30', '1 mon -3 days 04:05:06.7', int4range(g, g + 5), '{[1,3),[7,9)}',
             point(g, 0.1), 'fat & cat'::text::tsvector, 'x', md5(g::text)::uuid, '10.0.0.1', B'101', B'1',
             '12.34', 'postgres=r/postgres', g, g / 7.0
         FROM generate_series(1, 500) g
-    ''')
-    databases.source.sql('''INSERT INTO "Odd Table" ("Key ID") VALUES (-1)''')
+    """)
+    databases.source.sql("""INSERT INTO "Odd Table" ("Key ID") VALUES (-1)""")
     await run_to_done(into(databases.source, "Odd Table", databases.target, "Odd Table", chunk=SMALL))
     everything = 'SELECT * FROM "Odd Table"'
     assert rows_of(databases.source, everything) == rows_of(databases.target, everything)
@@ -173,13 +176,17 @@ async def test_generated_identity_and_default_columns_are_filled_by_their_own_ru
     await run_to_done(into(databases.source, "src", databases.target, "dst", name="copied"))
     await run_to_done(into(databases.source, "src", databases.source, "dst", name="inserted"))
     for database in (databases.source, databases.target):
-        assert database.sql("SELECT count(*), sum(twice - 2 * v), min(origin), max(id) FROM dst") == "900|0|backfill|900"
+        assert (
+            database.sql("SELECT count(*), sum(twice - 2 * v), min(origin), max(id) FROM dst") == "900|0|backfill|900"
+        )
 
 
 @on_each_major
 async def test_partitioned_tables_are_read_and_written(databases: TwoDatabases) -> None:
     for database in (databases.source, databases.target):
-        database.sql("CREATE TABLE parts (id int, day date, v int, w int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day)")
+        database.sql(
+            "CREATE TABLE parts (id int, day date, v int, w int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day)"
+        )
         for month in range(1, 5):
             database.sql(
                 f"CREATE TABLE parts_{month} PARTITION OF parts"
@@ -228,7 +235,9 @@ async def test_fail_stops_at_a_row_that_is_there_already_and_says_so(
 ) -> None:
     source = databases.source
     target = source if same_database else databases.target
-    source.sql("CREATE TABLE src (id int PRIMARY KEY, v text); INSERT INTO src SELECT g FROM generate_series(1, 2000) g")
+    source.sql(
+        "CREATE TABLE src (id int PRIMARY KEY, v text); INSERT INTO src SELECT g FROM generate_series(1, 2000) g"
+    )
     target.sql("CREATE TABLE dst (id int PRIMARY KEY, v text); INSERT INTO dst VALUES (1500, 'secret')")
     ran = await run(into(source, "src", target, "dst", on_conflict=OnConflict(ConflictPolicy.FAIL), chunk=SMALL))
     assert ran.result.state is JobState.FAILED
@@ -240,7 +249,9 @@ async def test_fail_stops_at_a_row_that_is_there_already_and_says_so(
 
 async def test_a_bad_row_stops_the_job_without_losing_the_others(database: FreshDatabase) -> None:
     database.sql("CREATE TABLE src (id int PRIMARY KEY, v text, n int)")
-    database.sql("INSERT INTO src SELECT g, CASE g WHEN 777 THEN 'canary' ELSE g::text END FROM generate_series(1, 1000) g")
+    database.sql(
+        "INSERT INTO src SELECT g, CASE g WHEN 777 THEN 'canary' ELSE g::text END FROM generate_series(1, 1000) g"
+    )
     spec = in_place(database, "src", {"n": "v::int"}, chunk=SMALL)
     ran = await run(spec, workers=1)
     assert ran.result.state is JobState.FAILED
@@ -276,7 +287,9 @@ async def test_rows_deleted_at_the_source_behind_the_cursor_are_swept_out(
 ) -> None:
     source = databases.source
     target = source if same_database else databases.target
-    source.sql("CREATE TABLE src (id int PRIMARY KEY, v int); INSERT INTO src SELECT g, g FROM generate_series(1, 4000) g")
+    source.sql(
+        "CREATE TABLE src (id int PRIMARY KEY, v int); INSERT INTO src SELECT g, g FROM generate_series(1, 4000) g"
+    )
     target.sql("CREATE TABLE dst (id int PRIMARY KEY, v int); INSERT INTO dst VALUES (-5, 0), (9000, 0)")
     deleted = False
 
@@ -285,9 +298,6 @@ async def test_rows_deleted_at_the_source_behind_the_cursor_are_swept_out(
         if isinstance(event, ChunkCommitted) and not deleted:
             deleted = True
             source.sql("DELETE FROM src WHERE id <= 40")
-
-    from tests.support.jobs import prepare
-    from engine.flow import Supervisor
 
     spec = into(source, "src", target, "dst", chunk=SMALL)
     events: list[object] = []

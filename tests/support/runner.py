@@ -251,8 +251,10 @@ def _child(born: dict[str, Any]) -> None:
         os._exit(code)
 
 
-KINDS = {"runner": (__name__ if __name__ != "__main__" else "tests.support.runner", "work"),
-         "writer": ("tests.support.writers", "write")}
+KINDS = {
+    "runner": (__name__ if __name__ != "__main__" else "tests.support.runner", "work"),
+    "writer": ("tests.support.writers", "write"),
+}
 """Kind of process -> module and coroutine function that takes the order and gives the exit code."""
 
 

@@ -180,7 +180,9 @@ class Stage:
 
     def build(self) -> None:
         """Make the tables and the triggers."""
-        more = ", filled bigint, counter int NOT NULL DEFAULT 0, marked boolean" if self.plan.mode is Mode.UPDATE else ""
+        more = (
+            ", filled bigint, counter int NOT NULL DEFAULT 0, marked boolean" if self.plan.mode is Mode.UPDATE else ""
+        )
         self.source.sql(SLOW + _SOURCE.format(more=more, stride=STRIDE, rows=self.plan.rows))
         if self.plan.mode is Mode.UPDATE:
             self.source.sql(_FINISH_ROW)

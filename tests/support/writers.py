@@ -237,9 +237,7 @@ class Client:
             for key in change.keys:
                 self.counts["keys"] += 1
                 self.counts["keys near"] += any(c.is_near(key) for c in before.values())
-                passed = any(
-                    cursor.at < key <= after[span].at for span, cursor in before.items() if span in after
-                )
+                passed = any(cursor.at < key <= after[span].at for span, cursor in before.items() if span in after)
                 if passed:
                     self.counts["races"] += 1
                     self.counts[f"races: {variant}"] += 1

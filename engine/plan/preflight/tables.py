@@ -99,7 +99,7 @@ def check_arbiter(facts: PreflightFacts, columns: ColumnMap, key: Key) -> Iterat
 
 # Kinds whose narrower types refuse a value that does not fit; the others round it, or cut off trailing blanks (text).
 _REFUSING_KINDS: Final = frozenset({"int", "bytea", "uuid", "bool", "enum"})
-_PADDED: Final = "character"  # char(n): trailing blanks mean nothing in it
+_PADDED: Final = frozenset({"character", "bpchar"})  # char(n): trailing blanks mean nothing in it
 
 
 def _changing_keys(facts: PreflightFacts, key: Key, places: Sequence[Column]) -> Iterator[Finding]:
@@ -108,7 +108,7 @@ def _changing_keys(facts: PreflightFacts, key: Key, places: Sequence[Column]) ->
         column = facts.source.column(ours.name)
         assert column is not None
         same_kind = kind_of(place) == ours.kind and (ours.kind != "opaque" or place.base_type == column.base_type)
-        padded = place.base_type == _PADDED != column.base_type
+        padded = place.base_type in _PADDED and column.base_type not in _PADDED
         if same_kind and not padded and (ours.kind in _REFUSING_KINDS or loses(column, place) is None):
             continue
         yield finding(
