@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import asyncpg
-
 from engine.db import Connection, Database
 from engine.db.failures import classify
 from engine.db.inspect import inspect_table
@@ -292,8 +290,10 @@ async def _read_one(
         probe = f"SELECT ({expression.sql}) FROM {qualified(source.name)}"
     try:
         (_, _, type_name), *_ = await connection.describe(probe)
-    except asyncpg.PostgresError as error:
+    except Exception as error:
         failure = classify(error)
+        if failure.lost or not failure.sqlstate:
+            raise
         return ExpressionFacts(
             clause=clause,
             column=column,

@@ -12,9 +12,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import asyncpg
-
 from engine.db import Connection
+from engine.db.failures import Action, classify
 from engine.errors import BackfillError, LedgerDamaged, UnknownJob
 from engine.ledger.queries import migrations, queries
 from engine.ledger.records import (
@@ -141,7 +140,7 @@ class Ledger:
                 )
                 await self._create_spans(job_id, Phase.MOVE, spans)
         except Exception as error:
-            if getattr(error, "sqlstate", None) == "23505":
+            if classify(error).action is Action.CONFLICT:
                 return False
             raise
         return True
@@ -338,8 +337,10 @@ class Ledger:
                 _json(backends),
                 lease_s,
             )
-        except asyncpg.UniqueViolationError:
-            return None
+        except Exception as error:
+            if classify(error).action is Action.CONFLICT:
+                return None
+            raise
         return None if row is None else _span(row)
 
     # -- people ---------------------------------------------------------------------------------------------------

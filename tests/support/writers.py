@@ -235,7 +235,7 @@ class Client:
         for change in changes:
             self.counts[change.kind] += 1
             for key in change.keys:
-                self.counts["keys"] += 1
+                self.counts["keys"] += any(not c.is_finished for c in before.values())
                 self.counts["keys near"] += any(c.is_near(key) for c in before.values())
                 passed = any(cursor.at < key <= after[span].at for span, cursor in before.items() if span in after)
                 if passed:
