@@ -474,11 +474,11 @@ class Supervisor:
             try:
                 async with self._looks:
                     job = self._job = await self._control.ledger.job(shared.job)
-                self._apply_limit(job)
                 if job.state is not JobState.RUNNING or job.phase is not phase:
                     shared.stop.set(job.state.value)
                 await self._beat(shared)
                 await self._refresh_status()
+                self._apply_limit(job)  # last: it is divided among as many workers as there are now
             except Exception as error:
                 await self._control.mend(error)
             await self._for_news()
