@@ -86,6 +86,17 @@ class Connection:
             self.abort()
             raise
 
+    async def roll_back(self) -> None:
+        """ROLLBACK, or if that fails the end of the session, which comes to the same.  Never raises but when cancelled:
+        the error that led here is the one that counts.
+        """
+        if self.is_closed:
+            return
+        try:
+            await asyncio.shield(self.execute("ROLLBACK", timeout_s=RECOVERY_DEADLINE_S))
+        except Exception:  # noqa: BLE001 - whatever it was, the session is over
+            self.abort()
+
     async def describe(self, sql: str) -> list[tuple[str, int, str]]:
         """Parse ``sql`` and give its result columns as (name, type OID, type name) without running it.
 

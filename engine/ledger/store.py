@@ -410,15 +410,9 @@ class Ledger:
             try:
                 yield
             except BaseException:
-                await self._roll_back()
+                await self.connection.roll_back()
                 raise
             await self.connection.execute("COMMIT")
-
-    async def _roll_back(self) -> None:
-        try:
-            await asyncio.shield(self.connection.execute("ROLLBACK"))
-        except Exception:  # noqa: BLE001 - the error that led here is the one to be raised
-            self.connection.abort()
 
     async def _row(self, query: str, *args: Any) -> Any:
         async with self._turn:

@@ -235,18 +235,9 @@ class CopyMover:
             crashpoint("commit.before")
             await writer.execute(f"{fence}; COMMIT")
         except BaseException:
-            await self._roll_back()
+            await writer.roll_back()
             raise
         return rows
-
-    async def _roll_back(self) -> None:
-        writer = self._writer
-        if writer is None or writer.is_closed:
-            return
-        try:
-            await asyncio.shield(writer.execute("ROLLBACK"))
-        except Exception:
-            writer.abort()
 
     def abort(self) -> None:
         """Drop both sockets."""

@@ -162,16 +162,9 @@ class SweepMover:
             crashpoint("commit.before")
             await here.execute(f"{fence}; COMMIT")
         except BaseException:
-            await self._roll_back()
+            await here.roll_back()
             raise
         return deleted
-
-    async def _roll_back(self) -> None:
-        if not self.connection.is_closed:
-            try:
-                await asyncio.shield(self.connection.execute("ROLLBACK"))
-            except Exception:
-                self.connection.abort()
 
     def abort(self) -> None:
         """Drop the sockets."""
