@@ -321,6 +321,7 @@ class EmbeddedServer:
             env=ENVIRONMENT,
             timeout=COMMAND_S,
             check=False,
+            start_new_session=True,  # the terminal's Ctrl-C reaches us alone: else its failure would come first
             **self._account.process_options(),
         )
         if done.returncode != 0:
