@@ -53,7 +53,7 @@ SWEEP_START_ROWS: Final = 20_000
 SWEEP_SPANS_PER_WORKER: Final = 4
 """Few, for the same reason; the last ones are shared out by stealing."""
 
-SCHEMA_NEWS_S: Final = 0.5
+SCHEMA_NEWS_S: Final = 1.5
 BARRIER_POLL_S: Final = 0.5
 CONTROL_PATIENCE_S: Final = 300.0
 """How long the ledger may be out of reach before this process gives up; its leases have long run out by then."""
