@@ -124,6 +124,11 @@ def test_the_second_signal_aborts_what_the_first_would_wait_for(
     shop.sql("CREATE FUNCTION slow() RETURNS bigint LANGUAGE sql AS 'SELECT 1 FROM pg_sleep(60)'")
     running = backfill.start("run", spec(set={"cents": "public.slow()"}, done="cents is not null", workers=1))
     until(shop, "spans_running > 0")
+    chunk = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'backfill/%/w1' AND query LIKE 'WITH moved%'"
+    )
+    while shop.sql(f"{chunk} AND state = 'active'").strip() == "0":
+        time.sleep(0.02)
     running.signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         running.process.wait(0.5)  # the first signal waits for the chunk in hand
