@@ -138,7 +138,23 @@ async def check_schema(ledger: Ledger, job: JobRecord, prepared: Prepared, sides
 async def check_spans(ledger: Ledger, job: JobRecord, prepared: Prepared, sides: Sides) -> None:
     """The ledger's spans must tile the key space: one starts at the beginning, each starts where another ends, cursors
     lie inside, and all of it in the source's order.  Anything else is damage, and is refused.
+
+    Job and spans are read one after the other, and another process may have changed the phase in between: what looks
+    like damage is looked at again for as long as the job is another one than was read.
     """
+    while True:
+        try:
+            await _check_spans(ledger, job, prepared, sides)
+        except LedgerDamaged:
+            again = await ledger.job(job.name)
+            if (again.phase, again.move_end, again.sweep_end) == (job.phase, job.move_end, job.sweep_end):
+                raise
+            job = again
+        else:
+            return
+
+
+async def _check_spans(ledger: Ledger, job: JobRecord, prepared: Prepared, sides: Sides) -> None:
     if list(job.key_types) != [c.type_name for c in prepared.key.columns]:
         raise _damaged("its key has other types than the table's")
     for phase, connection, key in (
