@@ -107,10 +107,6 @@ class Shared:
     scarce: bool = False  # somebody found nothing to claim: chunks get smaller, so that all end together
     in_flight: dict[int, int] = field(default_factory=dict)  # span -> rows of the chunk that one of ours is moving
     failure: BackfillError | None = None  # what stopped the job, when one of our workers met it
-    rows: int = 0  # written by this process
-    bytes: int = 0
-    chunks: int = 0
-    retries: int = 0
 
     def fail(self, error: BackfillError) -> None:
         """A worker met something that stops the job; the first one counts."""

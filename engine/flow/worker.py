@@ -281,9 +281,6 @@ class Worker:
         self.sizer.observe(observation)
         self._bounds.moved(bound, observation.rows)
         self._rows_since += observation.scanned
-        shared.rows += observation.rows
-        shared.bytes += observation.bytes
-        shared.chunks += 1
         shared.emit(
             ChunkCommitted(
                 job=shared.job,
@@ -439,7 +436,6 @@ class Worker:
             )
             return
         self.retries += 1
-        shared.retries += 1
         delay_s = jittered(self._delay_s, shared.rng)
         self._delay_s = min(self._delay_s * 2, LONGEST_DELAY_S)
         shared.emit(
