@@ -64,6 +64,33 @@ class Waiting(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PaceChanged(Event):
+    """Something else decides the pace now, or the job is held, or held no longer.  Not emitted for rates alone."""
+
+    name = "pace.changed"
+    stage: str  # what the law is doing: alone, slow start, steady, held …
+    leads: str  # the signal or limit that decides; empty: none
+    reason: str  # for people: "commit_latency 31ms > 20ms"
+    limit_rows_per_s: float | None  # over all workers of the job; None: no limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkCancelled(Event):
+    """A chunk in hand was cancelled because somebody waited for its locks; it will be tried again, smaller."""
+
+    name = "chunk.cancelled"
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlineLate(Event):
+    """``finish_by`` cannot be met at the allowed pace.  Emitted when that becomes so, not again while it stays so."""
+
+    name = "deadline.late"
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SpanClaimed(Event):
     """A worker holds a span now."""
 

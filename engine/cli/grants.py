@@ -18,14 +18,15 @@ from engine.flow.prepare import endpoints_of
 from engine.ledger.queries import migrations
 from engine.ledger.store import Ledger
 from engine.model import Mode, Side, TableName
-from engine.plan.preflight import required_privileges
-from engine.spec import JobSpec, TableRef
+from engine.plan.preflight import MAINTAIN_VERSION_NUM, required_privileges, role_for
+from engine.spec import JobSpec, SignalKind, TableRef
 from engine.sql import ident, qualified
 
 LEDGER_RIGHTS: Final = (
     "GRANT USAGE ON SCHEMA backfill TO {role};",
     "GRANT SELECT ON ALL TABLES IN SCHEMA backfill TO {role};",
     "GRANT INSERT, UPDATE, DELETE ON backfill.job, backfill.span, backfill.worker, backfill.written TO {role};",
+    "GRANT INSERT, UPDATE, DELETE ON backfill.pacer, backfill.heartbeat TO {role};",
     "GRANT INSERT ON backfill.event TO {role};  -- history is only ever added to",
     "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA backfill TO {role};",
 )
@@ -33,6 +34,8 @@ LEDGER_RIGHTS: Final = (
 
 TAKEOVER_RIGHTS: Final = "GRANT pg_signal_backend, pg_read_all_stats TO {role};"
 """With these a successor may end the sessions that a frozen worker left behind, though another role opened them."""
+
+OWNER_VACUUMS: Final = "-- bloat.max_growth: before PostgreSQL 17 only a member of the table's owner may vacuum it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,9 @@ class Part:
     label: str
     database: str
     tables: tuple[tuple[TableName, frozenset[str]], ...]
-    ledger: str | None  # the ledger's own script where it is not there yet; empty: it is there; None: not in this one
+    ledger: str | None  # what creates or upgrades the ledger; empty: it is up to date; None: not in this database
     staging: bool
+    watching: tuple[str, ...]  # what pacing needs besides, as lines with {role}
 
 
 @click.command()
@@ -122,17 +126,35 @@ async def _part(spec: JobSpec, source: Connection | None, target: Connection | N
         tables.append((await _table(target, spec.target.table), on_target))
     ledger: str | None = None
     if target is not None:
-        missing = await Ledger(target).installed_version() == 0
-        ledger = "\n".join(script for _, script in migrations()) if missing else ""
+        installed = await Ledger(target).installed_version()
+        ledger = "\n".join(script for version, script in migrations() if version > installed)
     connection = target or source
     assert connection is not None
+    may_maintain = connection.server.version_num >= MAINTAIN_VERSION_NUM
+    watching = list(_signal_rights(spec, is_written=target is not None))
+    if spec.bloat.max_growth is not None and not may_maintain:
+        watching.append(OWNER_VACUUMS)
+    elif spec.bloat.max_growth is not None:
+        tables = [(table, privileges | {"MAINTAIN"}) for table, privileges in tables]
     return Part(
         label=connection.label,
         database=connection.server.database,
         tables=tuple(tables),
         ledger=ledger,
         staging=mode is Mode.COPY and target is not None,
+        watching=tuple(watching),
     )
+
+
+def _signal_rights(spec: JobSpec, *, is_written: bool) -> Iterable[str]:
+    """A line for each predefined role that the signals of the spec need in one database."""
+    needed: dict[str, list[str]] = {}
+    for signal in spec.pace.signals:
+        role = role_for(signal.kind)
+        if role is not None and not signal.off and (is_written or signal.kind is SignalKind.ACTIVE_SESSIONS):
+            needed.setdefault(role, []).append(signal.name)
+    for role, names in needed.items():
+        yield f"GRANT {role} TO {{role}};  -- needs a superuser; for the signals {', '.join(names)}"
 
 
 async def _table(connection: Connection, table: TableRef) -> TableName:
@@ -164,11 +186,13 @@ def _script(spec: JobSpec, parts: list[Part], role: str, login: str | None) -> I
             yield f"GRANT USAGE ON SCHEMA {ident(schema)} TO {name};"
         for table, privileges in part.tables:
             yield f"GRANT {', '.join(sorted(privileges))} ON {qualified(table)} TO {name};"
+        for line in part.watching:
+            yield line.format(role=name)
         if part.ledger is None:
             continue
         if part.ledger:
             yield ""
-            yield "-- The ledger, which is not there yet."
+            yield "-- The ledger, which is not there yet, or of an older release."
             yield part.ledger.strip()
             yield ""
         for right in LEDGER_RIGHTS:

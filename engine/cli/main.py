@@ -33,7 +33,7 @@ COMMANDS: Final = {
     "pause": "engine.cli.orders:pause",
     "resume": "engine.cli.orders:resume",
     "cancel": "engine.cli.orders:cancel",
-    "pace": "engine.cli.orders:pace",
+    "pace": "engine.cli.pace:pace",
     "restart": "engine.cli.removal:restart",
     "cleanup": "engine.cli.removal:cleanup",
     "worker": "engine.cli.worker:worker",

@@ -1,4 +1,4 @@
-"""What an operator orders a job to do, from any terminal: ``pause``, ``resume``, ``cancel``, ``pace``."""
+"""What an operator orders a job to do, from any terminal: ``pause``, ``resume``, ``cancel``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.cli.loop import run_async
 from engine.cli.places import Place, job_argument, ledger_option, open_job, place_of
 from engine.cli.terminal import Terminal, output_options
 from engine.cli.words import what_next
-from engine.errors import HeldByOperator, Stopped, UsageError
+from engine.errors import HeldByOperator, Stopped
 from engine.ledger.records import JobStatus
 from engine.model import JobState
 from engine.telemetry import numbers
@@ -80,32 +80,6 @@ def cancel(terminal: Terminal, job: str, dsn: str | None, reason: str | None) ->
 async def _cancel(place: Place, reason: str | None) -> JobStatus:
     async with open_job(place) as ledger:
         await ledger.cancel(place.job, reason)
-        return await ledger.status(place.job)
-
-
-@click.command()
-@job_argument
-@ledger_option
-@click.option(
-    "--max-rows-per-s", "limit", type=click.FloatRange(min=0, min_open=True), metavar="N", help="For all workers."
-)
-@click.option("--no-limit", is_flag=True, help="Lift this limit: what the spec says counts again.")
-@output_options
-def pace(terminal: Terminal, job: str, dsn: str | None, limit: float | None, no_limit: bool) -> int:
-    """Limit a running job to so many rows a second, over all its workers wherever they are.
-
-    Every worker follows within two seconds.
-    """
-    if (limit is None) == (not no_limit):
-        raise UsageError("give either --max-rows-per-s N or --no-limit")
-    status = run_async(_pace(place_of(job, dsn), limit))
-    said = "runs as its spec says" if limit is None else f"is limited to {numbers.per_second(limit)}"
-    return _tell(terminal, status, f"{status.job} {said}")
-
-
-async def _pace(place: Place, limit: float | None) -> JobStatus:
-    async with open_job(place) as ledger:
-        await ledger.pace(place.job, limit)
         return await ledger.status(place.job)
 
 

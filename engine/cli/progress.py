@@ -14,12 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.cli.terminal import Terminal
-from engine.cli.words import STYLES, one_line, rows
+from engine.cli.words import STYLES, limit_words, one_line, reason, rows, waits
 from engine.clock import Clock, SystemClock
-from engine.events import ChunkCommitted, Event, JobFinished, Waiting
+from engine.events import ChunkCommitted, Event, JobFinished, PaceChanged, Waiting
 from engine.flow.supervisor import Supervisor
 from engine.model import JobState
 from engine.telemetry import message, numbers
+from engine.telemetry.messages import STANDSTILLS
 
 REPAINT_S: Final = 0.25
 SUMMARY_S: Final = 10.0
@@ -37,6 +38,7 @@ class Display:
         self._clock = clock or SystemClock()
         self._live: Live | None = None
         self._waiting = ""
+        self._held = False
         self._fresh_rows = 0  # committed here since the last look at the ledger
         self._look: object = None
         self._own_rows = 0
@@ -55,6 +57,10 @@ class Display:
         if isinstance(event, JobFinished):
             return
         said = message(event)
+        if isinstance(event, PaceChanged):
+            was_held, self._held = self._held, event.stage in STANDSTILLS
+            if was_held and not self._held:
+                self._terminal.say("moving again")
         if said is not None and said[0] <= self._terminal.verbosity:
             self._terminal.say(said[1])
 
@@ -102,9 +108,13 @@ class Display:
                 why = f"  waiting: {worker.waiting}" if worker.waiting else ""
                 span = f"span {worker.span.id}" if worker.span is not None else "no span"
                 parts.append(Text(f"  {worker.name}  {span}, chunks of {worker.sizer.rows:,} rows{why}", style="dim"))
-        why_all = self._waiting or (status.waiting or "")
-        if why_all:
-            parts.append(Text(f"  waiting for: {why_all}", style="yellow"))
+        if limit := limit_words(status):
+            pressure = "" if status.pressure is None else f", pressure {status.pressure:.2f}"
+            parts.append(Text(f"  {limit}{pressure}", style="dim"))
+        if status.waits:
+            parts.append(Text(f"  waited: {waits(status)}", style="dim"))
+        if why := f"waiting for: {self._waiting}" if self._waiting else reason(status):
+            parts.append(Text(f"  {why}", style="yellow"))
         return Group(*parts)
 
     def _own_rate(self) -> float:

@@ -15,8 +15,9 @@ from rich.text import Text
 from engine.cli.loop import run_async
 from engine.cli.places import Place, job_argument, ledger_database, ledger_option, open_job, open_ledger, place_of
 from engine.cli.run import CODES
+from engine.cli.signals import changes_text, signal_lines
 from engine.cli.terminal import Terminal, output_options
-from engine.cli.words import STYLES, block, one_line, reason, what_next
+from engine.cli.words import STYLES, block, limit_words, one_line, reason, what_next
 from engine.clock import Clock, SystemClock
 from engine.db import Database
 from engine.errors import Busy, UsageError
@@ -50,6 +51,8 @@ def status(terminal: Terminal, job: str, dsn: str | None, watch: bool) -> int:
     else:
         terminal.out.print(_head(seen))
         terminal.details(block(seen))
+        for line in signal_lines(seen):
+            terminal.out.print(Text(line))
     return 0
 
 
@@ -62,7 +65,8 @@ def _block(seen: JobStatus) -> RenderableType:
     details = Table.grid(padding=(0, 2))
     for label, text in block(seen):
         details.add_row(Text(f"  {label}", style="dim"), Text(text, overflow="fold"))
-    return Group(_head(seen), details)
+    signals = [Text(line, style="dim" if number == 0 else "") for number, line in enumerate(signal_lines(seen))]
+    return Group(_head(seen), details, *signals)
 
 
 def _head(seen: JobStatus) -> Text:
@@ -142,7 +146,7 @@ def _cells(seen: JobStatus) -> tuple[str, ...]:
         numbers.count(seen.rows_per_s) if seen.rows_per_s else "",
         numbers.duration(seen.eta_s) if seen.eta_s is not None else "",
         str(seen.workers) if seen.workers else "",
-        reason(seen),
+        reason(seen) or limit_words(seen),
     )
 
 
@@ -217,7 +221,7 @@ def history(terminal: Terminal, job: str, dsn: str | None) -> int:
         terminal.json([_entry_json(entry) for entry in entries])
         return 0
     for entry in entries:
-        detail = _detail(entry.detail)
+        detail = _detail(entry)
         terminal.data(f"{entry.at:%Y-%m-%d %H:%M:%S}  {entry.what:<10}  {entry.who}  {detail}".rstrip())
     return 0
 
@@ -235,11 +239,18 @@ def _entry_json(entry: HistoryEntry) -> dict[str, Any]:
     return {"at": entry.at.isoformat(), "who": entry.who, "what": entry.what, "detail": entry.detail}
 
 
-def _detail(detail: dict[str, Any]) -> str:
-    """``reason: disk is filling``; what changed between two forms of the settings, and only that."""
+def _detail(entry: HistoryEntry) -> str:
+    """``reason: disk is filling``; what changed between two forms of the settings or orders, and only that."""
     from engine.spec import differences  # only a change of settings needs it
 
-    before, after = detail.get("from"), detail.get("to")
+    rest = dict(entry.detail)
+    before, after = rest.get("from"), rest.get("to")
+    parts = []
     if isinstance(before, dict) and isinstance(after, dict):
-        return "; ".join(f"{path}: {old} -> {new}" for path, old, new in differences(before, after))
-    return ", ".join(f"{name}: {value}" for name, value in detail.items() if value is not None)
+        del rest["from"], rest["to"]
+        if entry.what == "pace":
+            parts.append(changes_text(before, after))
+        else:
+            parts.append("; ".join(f"{path}: {old} -> {new}" for path, old, new in differences(before, after)))
+    parts += [f"{name}: {value}" for name, value in rest.items() if value is not None]
+    return ", ".join(parts)

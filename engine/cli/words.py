@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any, Final
 
+from engine.cli.signals import orders_text, unit_of
+from engine.ledger.orders import ROWS, WAL
 from engine.ledger.records import JobStatus
 from engine.model import JobState
+from engine.pace.bucket import RATE_LIMIT
+from engine.pace.law import Stage
 from engine.telemetry import numbers
 
 STYLES = {
@@ -16,17 +22,26 @@ STYLES = {
     JobState.CANCELLED: "red",
 }
 
+NO_PACER: Final = "no pacer"
+"""How the ledger's view begins to tell that no decision is in force."""
+
+_LIMITS: Final = (ROWS, WAL)
+_UNSAID_STAGES: Final = (None, Stage.STEADY, Stage.ALONE)
+
 
 def one_line(status: JobStatus) -> str:
-    """All that an operator wants to know first: state, how far, how fast, how long, who works, what holds it up."""
+    """All that an operator wants to know first: state, how far, how fast and why not faster, how long, who works."""
     parts = [f"{status.state.value} {numbers.percent(status.progress)} {rows(status)}"]
     if status.state is JobState.RUNNING:
-        parts.append(numbers.per_second(status.rows_per_s))
+        limit = limit_words(status)
+        parts.append(numbers.per_second(status.rows_per_s) + (f" ({limit})" if limit else ""))
         if status.eta_s is not None:
             parts.append(f"{numbers.duration(status.eta_s)} left")
         parts.append(numbers.counted(status.workers, "worker") if status.workers else "nobody works on it")
         if status.phase == "sweep":
             parts.append("taking out rows deleted meanwhile")
+        if status.deadline is not None:
+            parts.append(_lateness(status.deadline))
     text = ", ".join(parts)
     return f"{text}; {why}" if (why := reason(status)) else text
 
@@ -38,17 +53,32 @@ def rows(status: JobStatus) -> str:
     return f"{numbers.count(status.rows_done)} of {numbers.count(status.rows_estimated)} rows"
 
 
+def limit_words(status: JobStatus) -> str:
+    """``limit 3,200 by read_latency 6.1ms of 5ms``: what keeps it from going faster; empty when nothing does."""
+    if status.limit_now_rows_per_s is None or status.held_by:
+        return ""
+    why = status.pace_reason or ""
+    if status.leads and why.startswith(status.leads) and status.leads in _LIMITS:
+        why = status.leads  # its number stands before it
+    if not why and status.stage not in _UNSAID_STAGES:
+        why = status.stage or ""
+    return f"limit {_rate(status.limit_now_rows_per_s)}" + (f" by {why}" if why else "")
+
+
 def reason(status: JobStatus) -> str:
     """Why it does not move, or why it ended so; empty while all is well."""
     if status.state is JobState.FAILED:
         return status.error_message or "for an unknown reason"
     if not status.waiting:
         return ""
-    return (
-        f"waiting for: {status.waiting}"
-        if not status.state.is_final and status.state is not JobState.PAUSED
-        else (status.waiting)
-    )
+    if status.state.is_final or status.state is JobState.PAUSED or status.waiting.startswith(NO_PACER):
+        return status.waiting
+    if status.held_by:
+        return f"held: {status.waiting}"
+    limited_by = {RATE_LIMIT, *_LIMITS, status.leads, *(signal.get("name") for signal in status.signals)}
+    if status.waiting in limited_by and limit_words(status):
+        return ""  # the limit says it
+    return f"waiting for: {status.waiting}"
 
 
 def what_next(status: JobStatus) -> str:
@@ -70,7 +100,6 @@ def what_next(status: JobStatus) -> str:
 
 def block(status: JobStatus) -> list[tuple[str, str]]:
     """The details under the one line: label and text."""
-    limit = numbers.per_second(status.limit_rows_per_s) if status.limit_rows_per_s else "as the spec says"
     done = f"{status.spans_done} of {status.spans_total} done, {status.spans_running} running"
     details = [
         ("mode", status.mode.value),
@@ -78,14 +107,13 @@ def block(status: JobStatus) -> list[tuple[str, str]]:
         ("target", status.target),
         ("spans", done),
         ("moved", f"{numbers.size(status.bytes_done)} in {numbers.counted(status.chunks, 'chunk')}"),
-        ("limit", limit),
+        *pace_block(status, unit_of(status)),
         ("retries", f"{status.retries:,}"),
     ]
     if status.source == status.target:
         details[1:3] = [("table", status.source)]
     if status.waits:
-        longest = sorted(status.waits.items(), key=lambda item: -item[1])
-        details.append(("waited", ", ".join(f"{numbers.duration(s)} {why}" for why, s in longest)))
+        details.append(("waited", waits(status)))
     details.append(("started", moment(status.started_at)))
     if status.finished_at is not None:
         details.append(("ended", moment(status.finished_at)))
@@ -94,6 +122,70 @@ def block(status: JobStatus) -> list[tuple[str, str]]:
     if next_step := what_next(status):
         details.append(("next", next_step))
     return details
+
+
+def waits(status: JobStatus) -> str:
+    """``24 s read_latency, 3 s baseline``: what the workers have waited for so far, the longest first."""
+    longest = sorted(status.waits.items(), key=lambda item: -item[1])
+    return ", ".join(f"{numbers.duration(seconds)} {why}" for why, seconds in longest)
+
+
+def pace_line(status: JobStatus) -> str:
+    """What decides the pace, in one line."""
+    if status.state is not JobState.RUNNING:
+        return status.state.value
+    going = f"running, {numbers.per_second(status.rows_per_s)}"
+    return f"{going}; {reason(status) or limit_words(status) or 'no limit'}"
+
+
+def pace_block(status: JobStatus, unit: Callable[[str], str | None]) -> list[tuple[str, str]]:
+    """What is ordered and what is in force: label and text.  ``unit``: that of a signal by its name."""
+    if status.held_by:
+        limit = "nothing is let through"
+    elif status.state is JobState.RUNNING and status.pace_valid is False:
+        limit = "the minimum"
+    elif status.limit_now_rows_per_s is None:
+        limit = "none"
+    else:
+        limit = numbers.per_second(status.limit_now_rows_per_s)
+    details = [("limit", limit)]
+    if status.pace_reason:
+        details.append(("because", status.pace_reason))
+    if status.stage is not None:
+        pressure = "" if status.pressure is None else f", pressure {status.pressure:.2f}"
+        details.append(("stage", status.stage + pressure))
+    allowed = []
+    if status.chunk_target_s is not None:
+        allowed.append(f"chunks of {numbers.duration(status.chunk_target_s)}")
+    if status.workers_allowed is not None:
+        allowed.append(f"{numbers.counted(status.workers_allowed, 'worker')} at work")
+    if allowed:
+        details.append(("allowed", ", ".join(allowed)))
+    if ordered := orders_text(status.orders, unit):
+        details.append(("ordered", ordered))
+    if status.growth is not None:
+        details.append(("growth", _growth(status.growth)))
+    if status.deadline is not None:
+        details.append(("deadline", _lateness(status.deadline)))
+    if status.pacer:
+        details.append(("pacer", status.pacer))
+    return details
+
+
+def _rate(rows_per_s: float) -> str:
+    return numbers.per_second(rows_per_s).removesuffix(" rows/s")
+
+
+def _lateness(deadline: Mapping[str, Any]) -> str:
+    late_by_s = deadline.get("late_by_s")
+    return f"late: finish_by is missed by {numbers.duration(late_by_s)}" if late_by_s else "late: finish_by is missed"
+
+
+def _growth(growth: Mapping[str, Any]) -> str:
+    ratio, most = growth.get("ratio"), growth.get("max")
+    if ratio is None:
+        return "not measured yet"
+    return f"{ratio:.1%}" + ("" if most is None else f" of {most:.0%}")
 
 
 def moment(when: datetime | None) -> str:

@@ -9,6 +9,7 @@ Prepared transactions have no virtual id and are named by their gid.
 from __future__ import annotations
 
 from engine.db.connection import Connection
+from engine.db.database import MAX_APPLICATION_NAME_BYTES
 
 _RUNNING = """\
 SELECT l.virtualtransaction AS id,
@@ -28,3 +29,12 @@ SELECT 'prepared ' || gid, 'prepared transaction of ' || owner || ' since ' || t
 async def running_transactions(connection: Connection) -> dict[str, str]:
     """Id -> who it is, for people, of every client transaction of this database except our own connections'."""
     return {row["id"]: row["who"] for row in await connection.fetch(_RUNNING)}
+
+
+def is_of_job(application_name: str, job: str) -> bool:
+    """True when a session of that name was opened for ``job``: see ``engine.db.database.application_name``."""
+    parts = application_name.split("/", 2)
+    if len(parts) < 3 or parts[0] != "backfill":
+        return False
+    whole = len(application_name.encode()) < MAX_APPLICATION_NAME_BYTES
+    return parts[1] == job if whole else job.startswith(parts[1])

@@ -16,7 +16,7 @@ from engine.flow.prepare import Prepared
 from engine.flow.shared import Sides
 from engine.ledger.records import JobRecord, SpanRecord
 from engine.ledger.store import Ledger
-from engine.model import Key, KeyValue, Phase, Side, SpanBounds, Table
+from engine.model import Key, KeyValue, Mode, Phase, Side, SpanBounds, Table
 from engine.plan.keyspace import KeySpace
 from engine.plan.questions import LastKey, Steps
 from engine.spec import differences
@@ -59,6 +59,7 @@ async def open_job(ledger: Ledger, prepared: Prepared, sides: Sides) -> Opened:
             # Frozen after the bounds were read: whoever could still write behind them is among these.
             barrier_snapshot=await barrier.freeze(sides),
             spans=prepared.plan.spans,
+            heap_bytes=prepared.source_table.heap_bytes if prepared.mode is Mode.UPDATE else None,
         )
         resumed = not created
         found = await ledger.job(spec.name)

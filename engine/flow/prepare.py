@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from engine.db import Connection, Database
@@ -21,8 +22,10 @@ from engine.plan.keyspace import kind_of
 from engine.plan.preflight import (
     ColumnMap,
     ExpressionFacts,
+    PacingFacts,
     PlanCheck,
     PreflightFacts,
+    ServerPacing,
     choose_arbiter,
     choose_key,
     map_columns,
@@ -35,6 +38,7 @@ from engine.spec import Dsn, JobSpec
 from engine.sql import ExpressionError, ident, qualified, read_expression
 from engine.sql.predicates import parameter, within
 from engine.sql.statements import MappedColumn, SourceShape, TargetShape
+from engine.watch.rights import look_at_rights
 
 DEFAULT_DSN_VARIABLE: Final = "BACKFILL_DSN"
 SMALL_TABLE_ROWS: Final = 50_000
@@ -210,6 +214,7 @@ async def _inspect(spec: JobSpec, endpoints: Endpoints, there: Connection, here:
         expressions=await _read_expressions(spec, there, source),
         plans=checks,
         target_has_rows=await _has_rows(here, target) if target else None,
+        pacing=await _look_at_pacing(spec, endpoints, there, here, plan, target or source),
     )
     identity = spec.meaning() | {
         "source": str(source.name),
@@ -253,6 +258,27 @@ async def _has_rows(connection: Connection, table: Table) -> bool | None:
     if table.kind not in ("r", "p") or "SELECT" not in table.privileges:
         return None
     return bool(await connection.fetchval(f"SELECT EXISTS (SELECT FROM {qualified(table.name)})"))
+
+
+async def _look_at_pacing(
+    spec: JobSpec, endpoints: Endpoints, there: Connection, here: Connection, plan: SpanPlan | None, written: Table
+) -> PacingFacts:
+    """What signals, windows and VACUUM will meet.  Signals are watched as the role that logs in, VACUUM runs as the
+    one that moves rows.
+    """
+    servers: dict[Side, ServerPacing] = {}
+    for side, database, worker in ((Side.SOURCE, endpoints.source, there), (Side.TARGET, endpoints.target, here)):
+        if side is Side.TARGET and endpoints.is_one:
+            continue
+        watcher = await database.connect("plan")
+        try:
+            seen = await look_at_rights(watcher, written.name)
+            if spec.role is not None:
+                seen = replace(seen, can_vacuum=(await look_at_rights(worker, written.name)).can_vacuum)
+        finally:
+            await watcher.close()
+        servers[side] = seen
+    return PacingFacts(servers=servers, now=datetime.now(UTC), rows=plan.rows if plan is not None else None)
 
 
 async def _index_names(connection: Connection, index: Index | None) -> frozenset[str]:

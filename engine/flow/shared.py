@@ -104,9 +104,24 @@ class Shared:
     end_backends: Callable[[tuple[Backend, ...]], Awaitable[None]]  # of a former holder
     stop: Stop = field(default_factory=Stop)
     released: asyncio.Event = field(default_factory=asyncio.Event)  # a span was let go of: look for work again
+    active: int = 1 << 16  # workers of this process that may be at work: those numbered up to it; the others are parked
+    resized: asyncio.Event = field(default_factory=asyncio.Event)  # ``active`` has grown: parked workers look again
     scarce: bool = False  # somebody found nothing to claim: chunks get smaller, so that all end together
     in_flight: dict[int, int] = field(default_factory=dict)  # span -> rows of the chunk that one of ours is moving
     failure: BackfillError | None = None  # what stopped the job, when one of our workers met it
+    is_over: bool = False  # a worker has seen that every span of the phase is at its bound
+
+    def allow(self, active: int) -> None:
+        """Let so many workers of this process be at work, at least one; the others park after the chunk in hand."""
+        active = max(1, active)
+        if active > self.active:
+            self.resized.set()
+        self.active = active
+
+    def end(self) -> None:
+        """The phase has nothing left to do: parked workers need not wait any longer."""
+        self.is_over = True
+        self.resized.set()
 
     def fail(self, error: BackfillError) -> None:
         """A worker met something that stops the job; the first one counts."""

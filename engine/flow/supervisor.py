@@ -6,9 +6,9 @@
        ▲                            │    ▲
        └──────── resume ──── paused ◀────┘        failed, cancelled: nobody works any more
 
-Beside the workers run two small loops on the control connection: one renews the leases and tells the ledger how the
-workers are doing, one follows the job's state (told by NOTIFY, else by polling).  Neither waits for a chunk, so a lease
-never depends on how long a chunk or a hold takes.
+Beside the workers run three small loops on the control connection: one renews the leases, one follows the job's state
+(told by NOTIFY, else by polling) and tells the ledger how the workers are doing, one paces (``flow.pacer``).  None of
+them waits for a chunk, so a lease never depends on how long a chunk or a hold takes.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from engine.flow.answer import answer
 from engine.flow.bounds import Prober
 from engine.flow.control import DATABASE_IS_AWAY, TRY_AGAIN, Control, as_stop
 from engine.flow.movers.build import build_mover
+from engine.flow.pacer import MakeLaw, Pacer
 from engine.flow.prepare import Prepared
 from engine.flow.result import RunResult
 from engine.flow.shared import Leases, Shared, Sides, Stop
@@ -42,7 +43,10 @@ from engine.ledger.records import JobRecord, JobStatus
 from engine.ledger.store import Ledger
 from engine.model import JobState, Phase, Side, SpanBounds
 from engine.pace.bucket import TokenBucket
+from engine.pace.controller import Controller
+from engine.pace.law import Decision
 from engine.plan.spans import plan_spans
+from engine.spec.models import MAX_WORKERS
 
 FOLLOW_S: Final = 1.0
 """Between two looks at the job's state when nobody notifies: an order reaches every worker within twice this."""
@@ -64,7 +68,8 @@ WORKERS_PER_PROBER: Final = 2
 class Supervisor:
     """Runs ``workers`` workers on one prepared job until the job ends, the process is drained, or it fails.
 
-    ``attach``: watch only.  ``wait``: False raises instead of waiting for a paused job.
+    ``attach``: watch only.  ``wait``: False raises instead of waiting for a paused job.  ``make_law``: who decides the
+    pace while this process leads; for benchmarks, which compare other laws with ours.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Supervisor:
         clock: Clock | None = None,
         leases: Leases | None = None,
         seed: int | None = None,
+        make_law: MakeLaw = Controller,
     ) -> None:
         self._prepared = prepared
         self._workers_wanted = 0 if attach else workers
@@ -89,6 +95,15 @@ class Supervisor:
         self._drain = Stop()
         self._bucket = TokenBucket(prepared.spec.pace.max_rows_per_s, self._clock)
         self._control = Control(prepared.endpoints, prepared.spec.name, emit, self._hear)
+        self._pacer = Pacer(
+            prepared,
+            self._control,
+            self._bucket,
+            clock=self._clock,
+            rng=self._rng,
+            emit=emit,
+            make_law=make_law,
+        )
         self._job: JobRecord | None = None  # as last looked at
         self._shared: Shared | None = None
         self._workers: list[Worker] = []
@@ -122,6 +137,11 @@ class Supervisor:
     def status(self) -> JobStatus | None:
         """The job's status at the last look, for live progress."""
         return self._status
+
+    @property
+    def pace(self) -> Decision | None:
+        """The decision in force in this process, for live progress."""
+        return self._pacer.decision
 
     @property
     def workers(self) -> Sequence[Worker]:
@@ -211,6 +231,7 @@ class Supervisor:
                     hint="backfill resume lets it go on",
                 )
             case JobState.PAUSED:
+                await self._pacer.rest()
                 self._say("paused" + (f": {job.reason}" if job.reason else ""))
                 await self._for_news()
             case JobState.PLANNED:
@@ -297,6 +318,7 @@ class Supervisor:
             return
         if job.barrier_snapshot is not None:
             if not await self._barrier_has_passed(job):
+                await self._pacer.rest()
                 return
             await self._control.ledger.passed_barrier(job.id)
         self._say("")
@@ -318,8 +340,10 @@ class Supervisor:
         self._everybody += [w.id for w in self._workers]
         await self._beat(shared)  # others see at once that somebody works on it, and share the limit
         await self._refresh_status()
-        self._apply_limit(job)
+        self._pacer.hear(job, self._status)
+        await self._pacer.begin(shared, self._workers)
         helpers = [
+            asyncio.create_task(self._guarded(self._pacer.run(), shared), name="pace"),
             asyncio.create_task(self._guarded(self._keep_leases(shared), shared), name="leases"),
             asyncio.create_task(self._guarded(self._watch_leases(), shared), name="watch"),
             asyncio.create_task(self._guarded(self._follow(shared, phase), shared), name="follow"),
@@ -478,19 +502,22 @@ class Supervisor:
                     shared.stop.set(job.state.value)
                 await self._beat(shared)
                 await self._refresh_status()
-                self._apply_limit(job)  # last: it is divided among as many workers as there are now
+                self._pacer.hear(job, self._status)  # last: a limit is divided among as many workers as there are now
+                self._follow_order(job, shared)
             except Exception as error:
                 await self._control.mend(error)
             await self._for_news()
 
-    def _apply_limit(self, job: JobRecord) -> None:
-        """The job's limit, divided among all its workers wherever they are."""
-        # The ledger's copy of the spec is the newest run's, on whatever host.
-        limit = job.limit_rows_per_s or job.spec.get("pace", {}).get("max_rows_per_s")
-        if limit is not None and self._status is not None and self._workers:
-            limit *= len(self._workers) / max(len(self._workers), self._status.workers)
-        if limit != self._bucket.rate:
-            self._bucket.set_rate(limit)
+    def _follow_order(self, job: JobRecord, shared: Shared) -> None:
+        """More workers than there are were ordered: begin the phase anew with as many.  Fewer are a matter of pace."""
+        ordered = job.orders.workers
+        if ordered is None or self._status is None:
+            return
+        elsewhere = max(0, self._status.workers - len(self._workers))
+        wanted = min(MAX_WORKERS, ordered - elsewhere)
+        if wanted > self._workers_wanted:
+            self._workers_wanted = wanted
+            shared.stop.set("more workers were ordered")
 
     async def _refresh_status(self) -> None:
         self._status = await self._control.ledger.status(self._prepared.spec.name)
@@ -516,6 +543,7 @@ class Supervisor:
 
     async def _close(self) -> None:
         with suppress(Exception):
+            await self._pacer.rest()
             if self._everybody:
                 await self._control.ledger.leave(self._everybody)
         await self._control.close()

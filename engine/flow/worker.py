@@ -14,7 +14,9 @@ can go wrong arrives here as an exception of the mover, with nothing written or 
 from __future__ import annotations
 
 import asyncio
+import statistics
 import uuid
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final, NoReturn
@@ -44,12 +46,17 @@ FIRST_IDLE_POLL_S: Final = 0.05
 LONGEST_IDLE_POLL_S: Final = 1.0
 """Between two looks for work while others hold all of it; a span let go of in this process is heard of at once."""
 
+PARKED_POLL_S: Final = 1.0
+SPEED_CHUNKS: Final = 5
+"""Chunks of which the median is a worker's speed."""
+
 LIMITED_CHUNK_S: Final = 1.0
 SCARCE_SHARE: Final = 1 / 3
 SCARCE_FLOOR_ROWS: Final = 500
 
 NO_SPAN: Final = "no span left to claim"
 CLAIMING: Final = "claiming a span"
+PARKED: Final = "parked"
 RATE_WINDOW_S: Final = 3.0
 
 
@@ -86,6 +93,8 @@ class Worker:
         self._session = 0  # counts the times we connected
         self._claimed_in = 0  # the session in which the span was claimed
         self._server_started = ""
+        self._seconds_per_row: deque[float] = deque(maxlen=SPEED_CHUNKS)  # without waiting for admission
+        self._is_warm = False  # the first chunk after connecting pays for plans and cold pages
         self._rate = 0.0
         self._rate_at = shared.clock.now()
         self._rows_since = 0
@@ -107,11 +116,15 @@ class Worker:
         try:
             while not shared.stop.is_set:
                 try:
+                    if self._is_parked and not await self._park():
+                        break
                     if not await self._connect():
                         break
                     span = self.span or await self._find_span()
-                    if span is None:
+                    if span is None and not self._is_parked:
                         break
+                    if span is None:
+                        continue
                     await self._work(span)
                     await self._hand_back()
                 except _Lost:
@@ -123,6 +136,23 @@ class Worker:
             await self._hand_back()
             await self._mover.close()
 
+    @property
+    def _is_parked(self) -> bool:
+        return self.number > self._shared.active
+
+    async def _park(self) -> bool:
+        """Wait until needed.  False when there is nothing left to be needed for."""
+        shared = self._shared
+        self.waiting = PARKED
+        try:
+            while self._is_parked:
+                shared.resized.clear()
+                if shared.is_over or await shared.stop.pause(shared.clock, PARKED_POLL_S, also=shared.resized):
+                    return False
+        finally:
+            self.waiting = ""
+        return True
+
     async def _find_span(self) -> Span | None:
         """Claim, else steal, else wait for others to finish; None when the phase is over or we are asked to stop."""
         shared = self._shared
@@ -130,7 +160,7 @@ class Worker:
         nothing_since: float | None = None
         poll_s = FIRST_IDLE_POLL_S
         try:
-            while not shared.stop.is_set:
+            while not (shared.stop.is_set or self._is_parked):
                 shared.released.clear()
                 span = await self._claim()
                 if span is None:
@@ -140,6 +170,7 @@ class Worker:
                 if span is not None:
                     return span
                 if await self._ledger.unfinished(shared.job_id, shared.phase) == 0:
+                    shared.end()
                     return None
                 self.waiting = NO_SPAN
                 await shared.stop.pause(shared.clock, jittered(poll_s, shared.rng), also=shared.released)
@@ -207,7 +238,7 @@ class Worker:
         """Move the span to its end, or until asked to stop."""
         shared = self._shared
         await self._bounds.begin(span.cursor, span.hi)
-        while not span.is_finished and not shared.stop.is_set:
+        while not (span.is_finished or shared.stop.is_set or self._is_parked):
             try:
                 if not await self._connect():
                     return
@@ -224,6 +255,7 @@ class Worker:
     async def _chunk(self, span: Span) -> Span:
         """One chunk: bound, admission, move, observation.  Returns the span as it stands afterwards."""
         shared = self._shared
+        began = shared.clock.now()
         crashpoint("boundary.before")
         rows = self._wanted_rows(span)
         bound = await self._bounds.next(span.cursor, span.hi, rows)
@@ -241,17 +273,18 @@ class Worker:
         finally:
             shared.in_flight.pop(span.id, None)
             admission.settle(0)  # a refund, unless it was settled
-        self._learn(span, bound, observation, admission.waited_s)
+        busy_s = shared.clock.now() - began - admission.waited_s
+        self._learn(span, bound, observation, admission.waited_s, busy_s)
         return replace(span, cursor=bound.to, rows=span.rows + observation.rows)
 
     def _wanted_rows(self, span: Span) -> int:
-        """What the sizer asks for, with two exceptions.  Under a low limit no more than a second of it: a limit of
-        1,000 rows/s means a small chunk every second, not a large one every minute.  And when there is nothing left to
-        claim, a part of what the span has left, so that the workers come to their ends together.
+        """What the sizer asks for, with two exceptions.  Under a low limit no more than a second of it, or the smallest
+        chunk: a limit of 1,000 rows/s means a small chunk every second, not a large one every minute.  And when there
+        is nothing left to claim, a part of what the span has left, so that the workers come to their ends together.
         """
         rows = self.sizer.rows
         if (rate := self._shared.bucket.rate) is not None:
-            rows = min(rows, int(rate * LIMITED_CHUNK_S))
+            rows = min(rows, max(self._shared.limits.min_rows, int(rate * LIMITED_CHUNK_S)))
         if self._shared.scarce:
             share = int(self._shared.space.rows_between(span.cursor, span.hi) * SCARCE_SHARE)
             # Below the floor it is the end, or the estimate is blind to this key: neither wants smaller chunks.
@@ -274,8 +307,13 @@ class Worker:
                 await asyncio.gather(asking, return_exceptions=True)
         return None if asking.cancelled() else asking.result()
 
-    def _learn(self, span: Span, bound: Bound, observation: Observation, admit_s: float) -> None:
+    def _learn(self, span: Span, bound: Bound, observation: Observation, admit_s: float, busy_s: float) -> None:
         shared = self._shared
+        if observation.scanned and busy_s > 0:
+            if not self._is_warm and len(self._seconds_per_row) == 1:
+                self._is_warm = True
+                self._seconds_per_row.clear()
+            self._seconds_per_row.append(busy_s / observation.scanned)
         self._failing_since = None
         self._delay_s = FIRST_DELAY_S
         self.sizer.observe(observation)
@@ -465,6 +503,11 @@ class Worker:
         await self._back_off(failure, 0 if self.span is None else self.span.id)
 
     # -- what others see --------------------------------------------------------------------------------------------
+
+    @property
+    def speed_per_s(self) -> float | None:
+        """Rows scanned per second when it never waits for admission; None before the first chunk."""
+        return 1 / statistics.median(self._seconds_per_row) if self._seconds_per_row else None
 
     def heartbeat(self) -> Heartbeat:
         """The state of this worker for the ledger; the rate is over the time since the last call."""

@@ -14,7 +14,8 @@ Invariants
 
 from __future__ import annotations
 
+from engine.ledger.orders import PaceOrders, PacerLook, SignalOrder
 from engine.ledger.records import JobRecord, JobStatus
 from engine.ledger.store import Ledger, LedgerMissing
 
-__all__ = ["JobRecord", "JobStatus", "Ledger", "LedgerMissing"]
+__all__ = ["JobRecord", "JobStatus", "Ledger", "LedgerMissing", "PaceOrders", "PacerLook", "SignalOrder"]

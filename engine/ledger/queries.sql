@@ -13,11 +13,12 @@ SELECT 1 AS present
 SELECT max(version) FROM backfill.version;
 
 -- name: job
--- One job by its name.
+-- One job by its name.  The newest columns by way of JSON: before a run there is nobody to upgrade an older ledger.
 SELECT id, name, mode, state, phase, source, target, identity, spec, fingerprint, key_types, rows_estimated,
        barrier_snapshot, waits_for, limit_rows_per_s, error_code, error_message, error_hint, resumable, reason,
-       refreeze, started_at, move_end, sweep_end
-  FROM backfill.job
+       refreeze, started_at, move_end, sweep_end,
+       coalesce(to_jsonb(j) -> 'pace', '{}') AS pace, (to_jsonb(j) ->> 'heap_bytes')::bigint AS heap_bytes
+  FROM backfill.job j
  WHERE name = $1;
 
 -- name: job_names
@@ -27,8 +28,8 @@ SELECT name FROM backfill.job WHERE state IN ('planned', 'running') ORDER BY id;
 -- name: create_job
 -- A new job, planned, with its frozen identity, plan and fingerprint.
 INSERT INTO backfill.job (name, mode, source, target, identity, spec, fingerprint, key_types, rows_estimated,
-                          barrier_snapshot, move_end)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                          barrier_snapshot, move_end, heap_bytes)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 RETURNING id;
 
 -- name: create_spans
@@ -206,8 +207,56 @@ SELECT backfill.resume($1, $2);
 -- name: cancel
 SELECT backfill.cancel($1, $2);
 
--- name: pace
-SELECT backfill.pace($1, $2);
+-- name: pacer
+-- Take the pacer's lease if it is free, expired, or further ahead than any honest lease can be; renew it if it is ours;
+-- and read what was published last, in that order.
+WITH taken AS (
+    UPDATE backfill.pacer
+       SET process = $2, host = $3, os_pid = $4, lease_until = clock_timestamp() + make_interval(secs => $5),
+           held_since = CASE WHEN process = $2 THEN held_since ELSE clock_timestamp() END
+     WHERE job_id = $1
+       AND (process = $2 OR process IS NULL OR lease_until IS NULL OR lease_until < clock_timestamp()
+            OR lease_until > clock_timestamp() + 2 * make_interval(secs => $5))
+    RETURNING decision, published_at, valid_until
+), born AS (
+    INSERT INTO backfill.pacer (job_id, process, host, os_pid, lease_until, held_since)
+    SELECT id, $2, $3, $4, clock_timestamp() + make_interval(secs => $5), clock_timestamp()
+      FROM backfill.job
+     WHERE id = $1 AND NOT EXISTS (SELECT FROM backfill.pacer WHERE job_id = $1)
+    ON CONFLICT (job_id) DO NOTHING
+    RETURNING decision, published_at, valid_until
+), seen AS (
+    SELECT true AS is_mine, * FROM taken
+    UNION ALL SELECT true, * FROM born
+    UNION ALL SELECT false, decision, published_at, valid_until FROM backfill.pacer
+               WHERE job_id = $1 AND NOT EXISTS (SELECT FROM taken)
+)
+SELECT is_mine, decision, extract(epoch FROM clock_timestamp() - published_at)::double precision AS age_s,
+       CASE WHEN valid_until > clock_timestamp()
+             AND valid_until < clock_timestamp() + 2 * (valid_until - published_at)
+            THEN extract(epoch FROM valid_until - clock_timestamp()) END::double precision AS valid_for_s
+  FROM seen;
+
+-- name: publish_pace
+UPDATE backfill.pacer
+   SET decision = $3, published_at = clock_timestamp(), valid_until = clock_timestamp() + make_interval(secs => $4)
+ WHERE job_id = $1 AND process = $2 AND lease_until > clock_timestamp()
+RETURNING true;
+
+-- name: leave_pacer
+UPDATE backfill.pacer SET process = NULL, lease_until = NULL WHERE job_id = $1 AND process = $2;
+
+-- name: lock_orders
+-- One operator at a time.
+SELECT id, pace, limit_rows_per_s FROM backfill.job WHERE name = $1 FOR NO KEY UPDATE;
+
+-- name: order_reason
+-- For the trigger that writes the history.
+SELECT set_config('backfill.reason', $1, true);
+
+-- name: order_pace
+UPDATE backfill.job SET pace = $2, limit_rows_per_s = $3
+ WHERE id = $1 AND (pace, limit_rows_per_s) IS DISTINCT FROM ($2::jsonb, $3::double precision);
 
 -- name: pause_running
 -- An administrator ended one of our server processes while the server stayed up: that is an order to stop.

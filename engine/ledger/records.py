@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from engine.ledger.orders import PaceOrders
 from engine.model import Backend, JobState, KeyValue, Mode, Phase, Side, Span
 
 
@@ -37,6 +38,8 @@ class JobRecord:
     started_at: datetime | None
     move_end: KeyValue | None  # the frozen last key of the source; None: it was empty
     sweep_end: KeyValue | None
+    orders: PaceOrders
+    heap_bytes: int | None  # of the table in place, when the job was created
 
     def end_of(self, phase: Phase) -> KeyValue | None:
         """Where the chain of that phase's spans must end."""
@@ -103,6 +106,22 @@ class JobStatus:
     error_message: str | None
     error_hint: str | None
     resumable: bool
+    max_rows_per_s: float | None = None  # as ordered, else as the spec says
+    limit_now_rows_per_s: float | None = None  # what the pacer allows; None: no limit, or no pacer
+    pressure: float | None = None
+    stage: str | None = None
+    leads: str | None = None  # what decides now: a signal, or another gate
+    held_by: str | None = None  # the same while nothing is admitted
+    pace_reason: str | None = None
+    chunk_target_s: float | None = None
+    workers_allowed: int | None = None
+    signals: tuple[dict[str, Any], ...] = ()
+    deadline: dict[str, Any] | None = None
+    growth: dict[str, Any] | None = None
+    pacer: str | None = None  # host:process that decides the pace
+    pace_valid: bool | None = None  # None: nothing was published yet
+    pace_age_s: float | None = None
+    orders: PaceOrders = field(default_factory=PaceOrders)
 
     def as_json(self) -> dict[str, Any]:
         """The object of ``status --json``: its names are part of the contract."""
@@ -129,12 +148,23 @@ class JobStatus:
             "workers": self.workers,
             "spans": {"total": self.spans_total, "done": self.spans_done, "running": self.spans_running},
             "pace": {
-                "limit_rows_per_s": self.limit_rows_per_s,
-                "pressure": None,
-                "held_by": None,
-                "reason": self.waiting or None,
+                "limit_rows_per_s": self.limit_now_rows_per_s,
+                "pressure": self.pressure,
+                "held_by": self.held_by,
+                "reason": self.waiting or self.pace_reason,
+                "leads": self.leads,
+                "stage": self.stage,
+                "max_rows_per_s": self.max_rows_per_s,
+                "chunk_target_s": self.chunk_target_s,
+                "workers": self.workers_allowed,
+                "orders": self.orders.as_json(),
+                "pacer": self.pacer,
+                "valid": self.pace_valid,
+                "age_s": None if self.pace_age_s is None else round(self.pace_age_s, 1),
+                "deadline": self.deadline,
+                "growth": self.growth,
             },
-            "signals": [],
+            "signals": [self._signal(signal) for signal in self.signals],
             "waits": self.waits,
             "retries": self.retries,
             "quarantined": 0,
@@ -142,6 +172,11 @@ class JobStatus:
             "finished_at": _iso(self.finished_at),
             "error": error,
         }
+
+    def _signal(self, signal: dict[str, Any]) -> dict[str, Any]:
+        """A signal as of now: it was that old when its age was published."""
+        age_s = signal.get("age_s")
+        return {**signal, "age_s": None if age_s is None else round(age_s + (self.pace_age_s or 0.0), 1)}
 
 
 @dataclass(frozen=True, slots=True)

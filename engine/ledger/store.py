@@ -6,15 +6,15 @@ worker's own data connection (claims and thefts), so that a claim that waits for
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, Final
 
-from engine.db import Connection
 from engine.db.failures import Action, classify
-from engine.errors import BackfillError, LedgerDamaged, UnknownJob
+from engine.errors import BackfillError, Busy, LedgerDamaged, UnknownJob
+from engine.ledger.orders import PaceOrders
+from engine.ledger.pacing import Pacing, orders_of
 from engine.ledger.queries import migrations, queries
 from engine.ledger.records import (
     Claim,
@@ -28,12 +28,12 @@ from engine.ledger.records import (
 )
 from engine.model import Backend, JobState, KeyValue, Mode, Phase, Span, SpanBounds
 
-Rows = list[Any]
-
-DEADLINE_S: Final = 30.0
-"""How long a statement on the ledger may take, by our clock: a server that stays silent must not hold a worker."""
-
 _UPGRADE_LOCK: Final = 0x6261636B66696C6C  # "backfill" in ASCII: the advisory lock that serialises create and upgrade
+
+UPGRADE_PATIENCE_S: Final = 2.0
+"""How long an upgrade may wait for a lock: whoever works in the ledger queues behind it, with leases to renew."""
+
+_LOCK_TIMEOUT: Final = "55P03"
 
 
 class LedgerMissing(UnknownJob):
@@ -42,12 +42,8 @@ class LedgerMissing(UnknownJob):
     code = "ledger_missing"
 
 
-class Ledger:
+class Ledger(Pacing):
     """Reads and writes the ledger over one connection; safe to share between tasks, one statement at a time."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self._turn = asyncio.Lock()
 
     # -- schema ---------------------------------------------------------------------------------------------------
 
@@ -60,7 +56,8 @@ class Ledger:
     async def ensure(self) -> None:
         """Create or upgrade the ledger.  Several processes may ask at once; one does it.
 
-        Raises ``LedgerDamaged`` when the ledger was made by a newer release than this one.
+        Raises ``LedgerDamaged`` when the ledger was made by a newer release than this one, and ``Busy`` when somebody
+        else keeps its tables so long that an upgrade would have to block those who work.
         """
         newest = migrations()[-1][0]
         if await self.installed_version() == newest:
@@ -73,9 +70,22 @@ class Ledger:
                     f"the ledger has version {installed}, this release knows {newest}",
                     hint="use the release that made it, or a newer one",
                 )
+            if installed:
+                await self.connection.execute(f"SET LOCAL lock_timeout = {round(UPGRADE_PATIENCE_S * 1000)}")
             for version, script in migrations():
                 if version > installed:
-                    await self.connection.execute(script)
+                    await self._migrate(script)
+
+    async def _migrate(self, script: str) -> None:
+        try:
+            await self.connection.execute(script)
+        except Exception as error:
+            if classify(error).sqlstate != _LOCK_TIMEOUT:
+                raise
+            raise Busy(
+                "the ledger cannot be upgraded now: somebody else keeps its tables",
+                hint="try again when that session has ended; a dump of the whole database is one",
+            ) from error
 
     async def require(self) -> None:
         """Raise ``LedgerMissing`` when there is no ledger."""
@@ -119,8 +129,12 @@ class Ledger:
         rows_estimated: float,
         barrier_snapshot: str | None,
         spans: Sequence[SpanBounds],
+        heap_bytes: int | None = None,
     ) -> bool:
-        """Freeze a new job in one transaction.  False when another process created it meanwhile."""
+        """Freeze a new job in one transaction.  False when another process created it meanwhile.
+
+        ``heap_bytes``: size of the table's heap before the first chunk, where its growth will be measured.
+        """
         text = queries()
         try:
             async with self._transaction():
@@ -137,6 +151,7 @@ class Ledger:
                     float(rows_estimated),
                     barrier_snapshot,
                     _end(spans),
+                    heap_bytes,
                 )
                 await self._create_spans(job_id, Phase.MOVE, spans)
         except Exception as error:
@@ -224,11 +239,6 @@ class Ledger:
     async def cancel(self, name: str, reason: str | None) -> JobState:
         """Final, unless ``restart`` makes a new job of it."""
         return await self._order("cancel", name, reason)
-
-    async def pace(self, name: str, rows_per_s: float | None) -> None:
-        """Limit all workers of the job together; None: as the spec says."""
-        await self.job(name)
-        await self._row("pace", name, rows_per_s)
 
     async def forget(self, name: str) -> bool:
         """Delete the job; its history stays.  False when there was none."""
@@ -403,29 +413,6 @@ class Ledger:
             [max(0.0, float(s.rows)) for s in spans],
         )
 
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[None]:
-        async with self._turn:
-            await self.connection.execute("BEGIN")
-            try:
-                yield
-            except BaseException:
-                await self.connection.roll_back()
-                raise
-            await self.connection.execute("COMMIT")
-
-    async def _row(self, query: str, *args: Any) -> Any:
-        async with self._turn:
-            return await self.connection.fetchrow(queries()[query], *args, timeout_s=DEADLINE_S)
-
-    async def _rows(self, query: str, *args: Any) -> Rows:
-        async with self._turn:
-            return await self.connection.fetch(queries()[query], *args, timeout_s=DEADLINE_S)
-
-    async def _value(self, query: str, *args: Any) -> Any:
-        async with self._turn:
-            return await self.connection.fetchval(queries()[query], *args, timeout_s=DEADLINE_S)
-
 
 def _json(backends: tuple[Backend, ...]) -> str:
     return json.dumps(backends_to_json(backends))
@@ -465,12 +452,18 @@ def _job(row: Any) -> JobRecord:
     values["move_end"], values["sweep_end"] = _key(values["move_end"]), _key(values["sweep_end"])
     for name in ("identity", "spec", "fingerprint"):
         values[name] = json.loads(values[name])
+    values["orders"] = orders_of(values.pop("pace"), values["limit_rows_per_s"])
     return JobRecord(**values)
 
 
 def _status(row: Any) -> JobStatus:
-    values = dict(row)
+    known = {field.name for field in fields(JobStatus)}  # a newer release's ledger tells more, an older one's less
+    values = {name: value for name, value in dict(row).items() if name in known}
     values["state"] = JobState(values["state"])
     values["mode"] = Mode(values["mode"])
     values["waits"] = {reason: float(seconds) for reason, seconds in json.loads(values["waits"]).items()}
+    values["orders"] = PaceOrders.from_json(json.loads(values.get("orders", "{}")))
+    values["signals"] = tuple(json.loads(values.get("signals", "[]")))
+    for name in ("deadline", "growth"):
+        values[name] = json.loads(values[name]) if values.get(name) else None
     return JobStatus(**values)

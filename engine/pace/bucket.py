@@ -28,7 +28,7 @@ from typing import Final
 from engine.clock import Clock
 
 RATE_LIMIT: Final = "rate limit"
-"""The reason given for waiting when nothing but the rate holds a chunk back."""
+"""The reason given for waiting for tokens when nobody said who set the rate."""
 
 BURST_S: Final = 1.0
 """An idle bucket saves up at most this many seconds of rate (or one chunk)."""
@@ -75,6 +75,7 @@ class BucketCore:
         self._era = 0  # counts the times the balance was wiped by a change from or to "no limit"
         self._updated = now
         self._hold: str | None = None
+        self._limited_by = RATE_LIMIT
         self._waiting = 0
         self._waits: dict[str, float] = {}
         self._window_start = now
@@ -91,6 +92,16 @@ class BucketCore:
     def hold_reason(self) -> str | None:
         """Why nothing is admitted at all, None when chunks pass."""
         return self._hold
+
+    @property
+    def limited_by(self) -> str:
+        """Whom waiting for tokens is put down to."""
+        return self._limited_by
+
+    @property
+    def reason(self) -> str:
+        """Why a chunk that waits now has to wait: who holds it, else who set the rate."""
+        return self._hold or self._limited_by
 
     @property
     def capacity(self) -> float:
@@ -139,12 +150,13 @@ class BucketCore:
             settled = max(settled, min(floor, self._balance))
         self._balance = min(settled, self._ceiling())
 
-    def set_rate(self, now: float, rate: float | None) -> None:
-        """Change the rate from now on.  Debt stays what it is in tokens; savings are cut to the new capacity.  After
-        "no limit" the bucket starts empty.
+    def set_rate(self, now: float, rate: float | None, reason: str = RATE_LIMIT) -> None:
+        """Change the rate from now on, and whom waiting for tokens is put down to.  Debt stays what it is in tokens;
+        savings are cut to the new capacity.  After "no limit" the bucket starts empty.
         """
         rate = _checked_rate(rate)
         self._advance(now)
+        self._limited_by = reason
         if (rate is None) is not (self._rate is None):
             self._era += 1
             self._balance = 0.0
@@ -200,8 +212,7 @@ class BucketCore:
                 self._window_held_s += elapsed_s
             else:
                 self._window_limited_s += elapsed_s
-            reason = self._hold or RATE_LIMIT
-            self._waits[reason] = self._waits.get(reason, 0.0) + elapsed_s
+            self._waits[self.reason] = self._waits.get(self.reason, 0.0) + elapsed_s
         if self._rate is not None:
             self._balance = min(self._balance + self._rate * elapsed_s, max(self._balance, self._ceiling()))
 
@@ -257,16 +268,24 @@ class TokenBucket:
         return self._core.rate
 
     @property
+    def limited_by(self) -> str:
+        """Whom waiting for tokens is put down to."""
+        return self._core.limited_by
+
+    @property
+    def is_held(self) -> bool:
+        """True between ``hold`` and ``release``."""
+        return self._core.hold_reason is not None
+
+    @property
     def waiting(self) -> int:
         """How many chunks wait for admission."""
         return len(self._queue)
 
     @property
     def reason(self) -> str:
-        """Why chunks wait now: the reason of ``hold``, "rate limit", or "" when none waits and nothing is held."""
-        if self._core.hold_reason is not None:
-            return self._core.hold_reason
-        return RATE_LIMIT if self._queue else ""
+        """Why chunks wait now: the reason of ``hold``, that of the rate, or "" when none waits and nothing is held."""
+        return self._core.reason if self._queue or self._core.hold_reason is not None else ""
 
     @property
     def waits(self) -> dict[str, float]:
@@ -292,11 +311,12 @@ class TokenBucket:
         admission = self.try_acquire(cost)
         return admission if admission is not None else await self._wait(cost)
 
-    def set_rate(self, rate: float | None) -> None:
+    def set_rate(self, rate: float | None, reason: str = RATE_LIMIT) -> None:
         """Change the rate; whoever waits is woken by the new rate's time, not by the old one's.  ValueError unless
-        positive and finite (to admit nothing, ``hold``).
+        positive and finite (to admit nothing, ``hold``).  ``reason`` is one of a few fixed names: the seconds that
+        chunks wait for tokens are counted under it.
         """
-        self._core.set_rate(self._clock.now(), rate)
+        self._core.set_rate(self._clock.now(), rate, reason)
         self._rearm()
 
     def hold(self, reason: str) -> None:

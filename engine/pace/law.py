@@ -9,7 +9,7 @@ clock.  A signal's value is in its unit: seconds, bytes, bytes per second, a rat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -141,6 +141,15 @@ class Decision:
 
 class Law(Protocol):
     """Decides the pace of one job."""
+
+    @property
+    def baselines(self) -> Mapping[str, tuple[float, float]]:
+        """What was learnt about the signals, for a successor: name -> (baseline, median absolute deviation)."""
+        ...
+
+    def change(self, policies: Sequence[SignalPolicy], workers: int) -> None:
+        """Other targets, other signals, more or fewer workers; from the next step on."""
+        ...
 
     def step(self, situation: Situation) -> Decision:
         """Decide, once a second or so."""

@@ -1,10 +1,10 @@
 """What the user asked: the job spec, its file, its flags, its JSON Schema.
 
 Owns the models of a spec, reading them from YAML, JSON or flags with every problem at once (line, column, path,
-hint), connection strings as secrets, the JSON Schema and the commented template.
+hint), connection strings as secrets, time windows, the JSON Schema and the commented template.
 
 Refuses to know databases: it looks nothing up, parses no SQL beyond a table's name, and opens nothing but the spec
-file it is given.
+file it is given and the time zone database.
 
 Invariants
     * A ``JobSpec`` that exists is complete: it has a name, defaults and units are applied, contradictions refused.
@@ -20,12 +20,16 @@ from engine.spec.fields import OnConflict
 from engine.spec.flags import spec_from_flags
 from engine.spec.identity import differences
 from engine.spec.load import load_spec, parse_spec
-from engine.spec.models import ChunkLimits, Endpoint, Errors, JobSpec, Pace
+from engine.spec.models import ChunkLimits, Endpoint, Errors, JobSpec
 from engine.spec.names import TableRef
+from engine.spec.pacing import Bloat, Pace
 from engine.spec.schema import json_schema
+from engine.spec.signals import SignalKind, SignalSpec, SignalUnit
 from engine.spec.template import TemplateFacts, template
+from engine.spec.windows import TimeWindow, Windows
 
 __all__ = [
+    "Bloat",
     "ChunkLimits",
     "Dsn",
     "Endpoint",
@@ -33,8 +37,13 @@ __all__ = [
     "JobSpec",
     "OnConflict",
     "Pace",
+    "SignalKind",
+    "SignalSpec",
+    "SignalUnit",
     "TableRef",
     "TemplateFacts",
+    "TimeWindow",
+    "Windows",
     "differences",
     "json_schema",
     "load_spec",

@@ -6,10 +6,12 @@ Every check raises ``Misfit``, which never quotes the value.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -22,11 +24,12 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from engine.model import ConflictPolicy, Deletes, Order
+from engine.model import ConflictPolicy
 from engine.spec import units
 from engine.spec.dsn import Dsn
 from engine.spec.misfit import Misfit, nearest
 from engine.spec.names import TableRef, check_name, parse_names, quote_where_needed
+from engine.spec.windows import WINDOW_PATTERN, TimeWindow, find_zone
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ def _with_unit(parse: Callable[[object], float]) -> BeforeValidator:
     return BeforeValidator(convert)
 
 
-def choice(kind: type[Order | Deletes]) -> BeforeValidator:
+def choice(kind: type[StrEnum]) -> BeforeValidator:
     """One of the enum's texts, with a did-you-mean."""
 
     def convert(value: object) -> object:
@@ -90,7 +93,7 @@ def choice(kind: type[Order | Deletes]) -> BeforeValidator:
 
 def _not_one_of(known: list[Any], value: str) -> Misfit:
     guess = nearest(value, known)
-    return Misfit(f"must be one of: {', '.join(known)}", f"did you mean {guess}?" if guess else "")
+    return Misfit(f"must be one of: {', '.join(known)}", f"did you mean {guess}?" if guess else "write one of them")
 
 
 def _read_dsn(value: object, info: ValidationInfo) -> Dsn:
@@ -116,7 +119,10 @@ def freeze(value: Mapping[str, str]) -> Mapping[str, str]:
     return MappingProxyType(dict(value))
 
 
-def distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+_Item = TypeVar("_Item", bound=Hashable)
+
+
+def distinct(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
     """``values`` themselves when none comes twice.  Raises ``Misfit``."""
     if len(set(values)) != len(values):
         raise Misfit("lists the same thing twice", "remove one")
@@ -136,11 +142,59 @@ def _read_on_conflict(value: object) -> OnConflict:
     return OnConflict.parse(value)
 
 
+def _read_window(value: object) -> TimeWindow:
+    if isinstance(value, TimeWindow):
+        return value
+    if not isinstance(value, str):
+        raise Misfit("must be text", 'write "22:00-06:00 Asia/Kolkata"')
+    return TimeWindow.parse(value)
+
+
+def _read_moment(value: object) -> datetime:
+    """A moment with a fixed offset from UTC, from text or from a datetime that knows its own."""
+    if isinstance(value, datetime) and value.utcoffset() is not None:
+        moment = value
+    elif isinstance(value, str) and (match := _MOMENT.fullmatch(value)):
+        try:
+            moment = datetime.fromisoformat(match["local"] + (match["offset"] or ""))
+        except ValueError:
+            raise Misfit("is not a date and time that exist", _MOMENT_HINT) from None
+        if match["zone"] is not None:
+            moment = _in_zone(moment, match["zone"])
+        elif match["offset"] is None:
+            raise Misfit("names no time zone", f"add its offset or its name: {_MOMENT_HINT}")
+    else:
+        raise Misfit("is not a date and time", _MOMENT_HINT)
+    offset = moment.utcoffset()
+    assert offset is not None, "each way above has made sure of it"
+    return moment.replace(tzinfo=timezone(offset), fold=0)
+
+
+def _in_zone(local: datetime, zone: str) -> datetime:
+    first, second = (local.replace(tzinfo=find_zone(zone), fold=fold) for fold in (0, 1))
+    if first.utcoffset() != second.utcoffset():
+        raise Misfit("comes twice or not at all, for the clock is put back or forward", "write it with its offset")
+    return first
+
+
+_MOMENT: Final = re.compile(
+    r"(?P<local>2[0-9]{3}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?)"
+    r"(?:(?P<offset>Z|[+-][0-9]{2}:[0-9]{2}(?::[0-9]{2})?)| (?P<zone>[A-Za-z][A-Za-z0-9_+/-]*))?"
+)
+_MOMENT_PATTERN: Final = (
+    r"^2[0-9]{3}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?"
+    r"(Z|[+-][0-9]{2}:[0-9]{2}(:[0-9]{2})?| [A-Za-z][A-Za-z0-9_+/-]*)$"
+)
+_MOMENT_HINT: Final = 'write "2026-12-01T06:00:00+05:30" or "2026-12-01 06:00 Asia/Kolkata"'
+
 Seconds = Annotated[
     float, _with_unit(units.parse_duration), WithJsonSchema({"type": "string", "pattern": units.DURATION_PATTERN})
 ]
 Bytes = Annotated[
     int, _with_unit(units.parse_size), Strict(), WithJsonSchema({"type": "string", "pattern": units.SIZE_PATTERN})
+]
+Share = Annotated[
+    float, _with_unit(units.parse_percent), WithJsonSchema({"type": "string", "pattern": units.PERCENT_PATTERN})
 ]
 WholeNumber = Annotated[int, Strict()]
 Name = Annotated[str, Field(min_length=1), AfterValidator(check_name)]
@@ -154,6 +208,18 @@ TableField = Annotated[
 ]
 ColumnExpressions = Annotated[Mapping[Name, Sql], AfterValidator(freeze), PlainSerializer(dict)]
 Names = Annotated[tuple[Name, ...], AfterValidator(distinct)]
+WindowField = Annotated[
+    TimeWindow,
+    PlainValidator(_read_window),
+    PlainSerializer(str),
+    WithJsonSchema({"type": "string", "pattern": WINDOW_PATTERN}),
+]
+Moment = Annotated[
+    datetime,
+    PlainValidator(_read_moment),
+    PlainSerializer(datetime.isoformat),
+    WithJsonSchema({"type": "string", "pattern": _MOMENT_PATTERN}),
+]
 AcceptedCode = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
 OnConflictField = Annotated[
     OnConflict,

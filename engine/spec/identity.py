@@ -32,4 +32,10 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _shown(value: Any) -> str:
     if value is None:
         return "(none)"
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, Mapping):  # an entry of a list
+        return ", ".join(f"{key}: {_inside(item)}" for key, item in value.items())
+    return ", ".join(map(_shown, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _inside(value: Any) -> str:
+    return f"{{{_shown(value)}}}" if isinstance(value, Mapping) else _shown(value)

@@ -8,25 +8,25 @@ problem.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path as FilePath
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from engine.errors import Problem, SpecError, UsageError
-from engine.spec.document import MAX_BYTES, Document, Path, path_text, read_document
+from engine.spec.document import MAX_BYTES, Document, Path, read_document
 from engine.spec.dsn import VARIABLE, Dsn
 from engine.spec.fields import Reading
-from engine.spec.misfit import Misfit, nearest
-from engine.spec.models import JobSpec, SpecModel
-from engine.spec.rules import NOT_AVAILABLE, contradictions
+from engine.spec.keys import EMPTY_HINT, checked_keys
+from engine.spec.misfit import Misfit
+from engine.spec.models import JobSpec
+from engine.spec.rules import contradictions
+from engine.spec.signals import NAMED
 
-_NEVER_EMPTY: Final = (("set",), ("columns",))
 _DSN_PATHS: Final = (("source", "dsn"), ("target", "dsn"))
 _LEDGER: Final = "the ledger"
-_EMPTY_HINT: Final = "give it a value, or leave the key out"
 
 
 def load_spec(path: str | os.PathLike[str], env: Mapping[str, str]) -> JobSpec:
@@ -96,64 +96,19 @@ def build(document: Document, env: Mapping[str, str], *, by_hand: bool = True) -
                 "backfill init writes a first spec; backfill schema describes all keys",
             )
         return None
-    data = _checked_keys(document, document.data, JobSpec, ())
+    data = checked_keys(document, document.data, JobSpec, ())
     if by_hand:
         data = _with_connections(document, _without_variables(document, data, ()), env)
     for rule in contradictions(document.data.keys()):
         document.report((rule.path,), rule.message, rule.hint, key=True)
     _check_chunk(document, document.data.get("chunk"))
+    _check_signals(document, document.data.get("pace"))
     spec: JobSpec | None = None
     try:
         spec = JobSpec.model_validate(data, context=Reading(env))
     except ValidationError as error:
         _report_values(document, error)
     return None if document.problems else spec
-
-
-def _checked_keys(document: Document, data: Mapping[str, Any], model: type[SpecModel], path: Path) -> dict[str, Any]:
-    """``data`` without the keys that were reported: unknown, not available, or left empty."""
-    known = dict(_nested_models(model))
-    checked: dict[str, Any] = {}
-    for key, value in data.items():
-        here = (*path, key)
-        available = NOT_AVAILABLE.get(tuple(map(str, here)))
-        if available is not None and (value is None or available[0](value)):
-            document.report(here, "is not available yet", available[1], key=True)
-        elif key not in known:
-            document.report(here, "is not a key of the spec", _other_place(key, path, known), key=True)
-        elif value is None or (value == {} and here in _NEVER_EMPTY and not document.has_problem(here)):
-            document.report(here, "is empty", _EMPTY_HINT, key=True)
-        elif (nested := known[key]) is not None and isinstance(value, Mapping):
-            checked[key] = _checked_keys(document, value, nested, here)
-        else:
-            checked[key] = value
-    return checked
-
-
-def _nested_models(model: type[SpecModel]) -> Iterator[tuple[str, type[SpecModel] | None]]:
-    """Each key of a model as the file spells it, with the model of its value if it has one."""
-    for name, info in model.model_fields.items():
-        kinds = [info.annotation, *get_args(info.annotation)]
-        nested = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, SpecModel)), None)
-        yield str(info.validation_alias or name), nested
-
-
-def _other_place(key: str, path: Path, known: Mapping[str, Any]) -> str:
-    """A hint for an unknown key: where it belongs, or how it is spelled."""
-    waiting = {place[-1] for place in NOT_AVAILABLE if place[:-1] == path}
-    if guess := nearest(key, [*known, *waiting]):
-        return f"did you mean {guess}?"
-    for place in _all_keys(JobSpec):
-        if place[-1] == key:
-            return f"it belongs under {path_text(place[:-1])}" if place[:-1] else "it belongs at the top level"
-    return f"known here: {', '.join(known)}"
-
-
-def _all_keys(model: type[SpecModel], path: Path = ()) -> Iterator[Path]:
-    for key, nested in _nested_models(model):
-        yield (*path, key)
-        if nested is not None:
-            yield from _all_keys(nested, (*path, key))
 
 
 def _without_variables(document: Document, value: Any, path: Path) -> Any:
@@ -189,6 +144,24 @@ def _check_chunk(document: Document, chunk: Any) -> None:
         document.report(("chunk", "min_rows"), "is larger than max_rows", "lower it, or raise max_rows")
 
 
+def _check_signals(document: Document, pace: Any) -> None:
+    """Look for the second of two signals with one name; like ``_check_chunk``, whatever else is wrong."""
+    signals = pace.get("signals") if isinstance(pace, Mapping) else None
+    seen: set[str] = set()
+    for number, entry in enumerate(signals if isinstance(signals, list) else ()):
+        if not isinstance(entry, Mapping) or len(entry) != 1:
+            continue
+        (kind, body), path = next(iter(entry.items())), ("pace", "signals", number)
+        name = kind
+        if kind in list(NAMED):
+            name = body.get("name") if isinstance(body, Mapping) else None
+        if isinstance(name, str) and name in seen:
+            named = (*path, kind, "name") if kind in list(NAMED) else (*path, kind)
+            document.report(named, "is given twice", "each signal comes once, and has a name of its own", key=True)
+        elif isinstance(name, str):
+            seen.add(name)
+
+
 def _with_dsn(endpoint: dict[str, Any], dsn: Any) -> dict[str, Any]:
     return {key: value for key, value in endpoint.items() if key != "dsn"} | ({} if dsn is None else {"dsn": dsn})
 
@@ -220,7 +193,7 @@ def _worded(detail: ErrorDetails) -> tuple[str, str]:
         return cause.message, cause.hint
     kind = detail["type"]
     if kind == "string_pattern_mismatch":
-        return _PATTERNS.get(str(detail["loc"][0]), ("is empty", _EMPTY_HINT))
+        return _PATTERNS.get(str(detail["loc"][0]), ("is empty", EMPTY_HINT))
     if kind in ("greater_than_equal", "less_than_equal", "greater_than", "less_than"):
         bound = next(iter(context.values()))
         return f"is out of range: must be {_BOUNDS[kind]} {bound:g}", "backfill schema shows the range of each key"
@@ -248,7 +221,8 @@ _MAPPING: Final = ("must be a mapping", "write key: value lines below it, or {ke
 _MESSAGES: Final = {
     "missing": ("is missing", "add it; backfill schema describes all keys"),
     "string_type": ("must be text", "put it in quotes"),
-    "string_too_short": ("is empty", _EMPTY_HINT),
+    "string_too_short": ("is empty", EMPTY_HINT),
+    "string_too_long": ("is too long", "backfill schema shows the longest that is allowed"),
     "int_type": _WHOLE,
     "int_from_float": _WHOLE,
     "float_type": ("must be a number", "write digits without quotes: 20000"),

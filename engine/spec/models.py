@@ -13,10 +13,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from engine.model import Deletes, Order
 from engine.spec import units
+from engine.spec.base import SpecModel
 from engine.spec.dsn import Dsn
 from engine.spec.fields import (
     AcceptedCode,
@@ -38,7 +39,20 @@ from engine.spec.fields import (
     within,
 )
 from engine.spec.misfit import Misfit
+from engine.spec.pacing import WAL_RATE_RANGE, Bloat, Pace
 from engine.spec.rules import contradictions
+
+__all__ = [
+    "MAX_WORKERS",
+    "NAME_PATTERN",
+    "WAL_RATE_RANGE",
+    "Bloat",
+    "ChunkLimits",
+    "Endpoint",
+    "Errors",
+    "JobSpec",
+    "Pace",
+]
 
 MAX_NAME_LENGTH: Final = 63
 NAME_PATTERN: Final = rf"^[a-z0-9][a-z0-9_.-]{{0,{MAX_NAME_LENGTH - 1}}}$"
@@ -49,23 +63,7 @@ CHUNK_ROWS_RANGE: Final = (1, 10_000_000)
 CHUNK_BYTES_RANGE: Final = (2**16, 2**30)
 CHUNK_TARGET_RANGE_S: Final = (0.001, 60.0)
 LOCK_TIMEOUT_RANGE_S: Final = (0.001, 3600.0)  # zero would mean to wait for ever
-MAX_RATE_PER_S: Final = 1e12
 _HASH_DIGITS: Final = 8
-
-
-class SpecModel(BaseModel):
-    """Base of the models: frozen, closed, and silent about its input in errors (it may hold a secret)."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        hide_input_in_errors=True,
-        arbitrary_types_allowed=True,
-        validate_by_name=True,
-        validate_by_alias=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
 
 
 class Endpoint(SpecModel):
@@ -110,15 +108,6 @@ class ChunkLimits(SpecModel):
         if self.min_rows > self.max_rows and not isinstance(info.context, Reading):
             raise Misfit("min_rows is larger than max_rows", "lower min_rows or raise max_rows")
         return self
-
-
-class Pace(SpecModel):
-    """How fast the job may go."""
-
-    max_rows_per_s: Annotated[float, Strict(), Field(gt=0, le=MAX_RATE_PER_S)] | None = Field(
-        default=None, examples=[20000]
-    )
-    """Rows looked at per second, over all workers. Left out: no fixed limit."""
 
 
 class Errors(SpecModel):
@@ -168,6 +157,8 @@ class JobSpec(SpecModel):
     """How much one transaction may move."""
     pace: Pace = Pace()
     """How fast the job may go."""
+    bloat: Bloat = Bloat()
+    """In place only: how much larger the table may become."""
     errors: Errors = Errors()
     """What bad rows do."""
     accept: Annotated[tuple[AcceptedCode, ...], AfterValidator(distinct)] = Field(
@@ -228,7 +219,8 @@ class JobSpec(SpecModel):
                 "max_rows": self.chunk.max_rows,
                 "max_bytes": units.format_size(self.chunk.max_bytes),
             },
-            "pace": _without_none({"max_rows_per_s": self.pace.max_rows_per_s}),
+            "pace": self.pace.as_file(),
+            "bloat": {"max_growth": units.format_percent(growth)} if (growth := self.bloat.max_growth) else None,
             "errors": {"max_quarantined": self.errors.max_quarantined},
             "accept": list(self.accept),
             "role": self.role,

@@ -22,6 +22,7 @@ class Contradiction:
 _IN_PLACE_ONLY: Final = {
     "set": "with a target, write the expressions under `columns`",
     "done": "a copied row is done when the target has its key: leave `done` out",
+    "bloat": "a table that is filled row by row does not bloat: leave it out",
 }
 _WITH_TARGET_ONLY: Final = {
     "columns": "in place, write the expressions under `set`; to fill another table, name the `target`",
@@ -69,13 +70,8 @@ def _if_text(text: str) -> Callable[[object], bool]:
 
 NOT_AVAILABLE: Final[Mapping[tuple[str, ...], tuple[Callable[[object], bool], str]]] = {
     ("transform",): (_always, "write SQL expressions under `set` or `columns`"),
-    ("bloat",): (_always, "leave it out, and watch the table's size; autovacuum cleans up behind the job"),
     ("source", "connection"): (_always, "name the database by `dsn`"),
     ("target", "connection"): (_always, "name the database by `dsn`"),
-    ("pace", "max_wal_bytes_per_s"): (_always, "limit the job by `max_rows_per_s`"),
-    ("pace", "windows"): (_always, "pause and resume the job by hand or by cron: backfill pause, backfill resume"),
-    ("pace", "finish_by"): (_always, "set `max_rows_per_s` to what the deadline needs"),
-    ("pace", "signals"): (_always, "limit the job by `max_rows_per_s`"),
     ("errors", "max_quarantined"): (_unless_zero, "leave it at 0: the job stops at the first bad row"),
     ("order",): (_if_text("physical"), "leave it at key"),
     ("verify",): (_if_text("after"), "leave it at none, and compare the tables yourself"),

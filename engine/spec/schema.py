@@ -6,10 +6,13 @@ variable that is not set, a literal password, which of two limits is larger) onl
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+from pydantic import TypeAdapter
 
 from engine.spec.models import ChunkLimits, JobSpec
 from engine.spec.names import MAX_NAME_BYTES
+from engine.spec.signals import DEFAULT_LIMITS, NAMED, NEEDS_NUMBER, SignalKind
 from engine.spec.units import format_duration, format_size
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -17,7 +20,7 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of what a spec file may hold."""
-    schema = _tidied(JobSpec.model_json_schema(by_alias=True, mode="validation"))
+    schema = _tidied(_with_signals(JobSpec.model_json_schema(by_alias=True, mode="validation")))
     properties = schema["properties"]
     chunk = schema["$defs"]["ChunkLimits"]["properties"]
     limits = ChunkLimits()
@@ -25,8 +28,9 @@ def json_schema() -> dict[str, Any]:
     chunk["max_bytes"]["default"] = format_size(limits.max_bytes)
     properties["lock_timeout"]["default"] = format_duration(JobSpec.model_fields["lock_timeout_s"].default)
     properties["on_conflict"]["default"] = str(JobSpec.model_fields["on_conflict"].default)
-    for key in ("chunk", "pace", "errors"):
+    for key in ("chunk", "pace", "bloat", "errors"):
         del properties[key]["default"]  # each key below has its own
+    _signals(schema["$defs"])
     properties["order"] = properties["order"] | {"enum": ["key"]}
     for key in ("set", "columns"):
         properties[key] |= {"minProperties": 1, "propertyNames": {"minLength": 1, "maxLength": MAX_NAME_BYTES}}
@@ -35,13 +39,39 @@ def json_schema() -> dict[str, Any]:
 
 _RULES: Final = {
     "if": {"required": ["target"]},
-    "then": {"properties": {"set": False, "done": False}},
+    "then": {"properties": {"set": False, "done": False, "bloat": False}},
     "else": {"required": ["set"], "properties": {"columns": False, "on_conflict": False, "deletes": False}},
 }
 """What ``engine.spec.rules.contradictions`` refuses, as a schema says it."""
 
+
+def _with_signals(schema: dict[str, Any]) -> dict[str, Any]:
+    """``schema`` with the forms of ``pace.signals``, whose models the models of a job do not know."""
+    from engine.spec.signal_forms import SignalEntry  # fifteen models that only this command needs at once
+
+    signals = TypeAdapter(list[SignalEntry] | Literal["off"]).json_schema(ref_template="#/$defs/{model}")
+    schema["$defs"] |= signals.pop("$defs")
+    schema["$defs"]["Pace"]["properties"]["signals"] |= signals
+    return schema
+
+
+def _signals(definitions: dict[str, Any]) -> None:
+    """What holds of entries of ``pace.signals`` besides their models."""
+    definitions["LockWaits"]["properties"]["max"]["default"] = format_duration(DEFAULT_LIMITS[SignalKind.LOCK_WAITS][1])
+    entry = definitions["SignalEntry"]
+    entry |= {"minProperties": 1, "maxProperties": 1}
+    for kind, value in entry["properties"].items():
+        form = definitions[value["$ref"].rsplit("/", 1)[1]]
+        value["description"] = form["description"]
+        if kind not in NAMED:
+            value["anyOf"] = [{"$ref": value.pop("$ref")}, {"const": "off"}]
+        numbers = [{"required": [key]} for key in ("target", "max") if key in form["properties"]]
+        if SignalKind(kind) in NEEDS_NUMBER:
+            form["anyOf"] = numbers
+
+
 _DROPPED: Final = ("title",)
-_DEFINITIONS_IN_PLACE: Final = ("Order", "Deletes")
+_DEFINITIONS_IN_PLACE: Final = ("Order", "Deletes", "Side", "SignalUnit", "OnFailure")
 
 
 def _tidied(schema: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,9 @@ class TemplateFacts:
 
 def template(facts: TemplateFacts) -> str:
     """YAML text with comments.  It loads as it stands when the variables it names are set."""
-    return "\n".join([*_head(facts), *_meaning(facts), *_key(facts), *_settings()]) + "\n"
+    return (
+        "\n".join([*_head(facts), *_meaning(facts), *_key(facts), *_settings(copies=facts.target is not None)]) + "\n"
+    )
 
 
 def _head(facts: TemplateFacts) -> list[str]:
@@ -101,7 +103,7 @@ def _key(facts: TemplateFacts) -> list[str]:
     return [_line(f"key: [{', '.join(map(_quoted, facts.key))}]", "unique and not null, in the order of its index"), ""]
 
 
-def _settings() -> list[str]:
+def _settings(*, copies: bool) -> list[str]:
     defaults = {name: info.default for name, info in JobSpec.model_fields.items()}
     chunk = defaults["chunk"]
     limits = f"target: {format_duration(chunk.target_s)}, min_rows: {chunk.min_rows}, max_rows: {chunk.max_rows}"
@@ -109,7 +111,17 @@ def _settings() -> list[str]:
         "# These may change at any time: the next `backfill run` applies them.",
         _line(f"# workers: {defaults['workers']}", "chunks in flight at once"),
         f"# chunk: {{{limits}, max_bytes: {format_size(chunk.max_bytes)}}}",
-        _line("# pace: {max_rows_per_s: 20000}", "default: no fixed limit"),
+        "# pace:",
+        _line("#   max_rows_per_s: 20000", "default: no fixed limit"),
+        _line("#   max_wal_bytes_per_s: 50MiB", "default: no fixed limit"),
+        _line('#   windows: ["22:00-06:00 UTC"]', "or Mon-Fri 22:00-06:00 Europe/Berlin; default: always"),
+        _line("#   finish_by: 2030-01-31T06:00+01:00", "it says early when that cannot be met"),
+        _line("#   signals:", "what holds it back; the first three are on by default"),
+        _line("#     - read_latency: {}", "{target: 5ms}, {} learns one, off turns it off"),
+        _line("#     - commit_latency: {}", ""),
+        _line("#     - lock_waits: {max: 1s}", "others waiting for a lock of this job"),
+        _line("#     - replication_lag: {max: 30s}", "or in bytes: {target: 16MiB, max: 100MiB}"),
+        *([] if copies else [_line("# bloat: {max_growth: 20%}", "vacuums in between; default: no limit")]),
         _line("# accept: [TRIGGERS_ON_TARGET]", "findings of `backfill plan` that you have looked at"),
         _line("# role: backfill_worker", "SET ROLE for data statements"),
         _line(f"# lock_timeout: {format_duration(defaults['lock_timeout_s'])}", "give way after waiting so long"),

@@ -1,4 +1,4 @@
-"""Durations and sizes: numbers that carry their unit, to and from text.
+"""Durations, sizes and shares: numbers that carry their unit, to and from text.
 
 A bare number is refused, because nobody can see whether ``lock_timeout: 2`` means seconds or milliseconds.  Decimal
 arithmetic keeps ``250ms`` exactly 0.25 s, so that text → number → text → number gives the same number.
@@ -33,12 +33,16 @@ BYTES: Final = {
 
 DURATION_PATTERN: Final = r"^[0-9]{1,9}(\.[0-9]{1,20})? ?(ms|s|m|min|h|d)$"
 SIZE_PATTERN: Final = r"^[0-9]{1,15}(\.[0-9]{1,9})? ?(B|kB|KB|MB|GB|KiB|MiB|GiB)$"
+PERCENT_PATTERN: Final = r"^[0-9]{1,6}(\.[0-9]{1,9})? ?%$"
 _PARTS: Final = re.compile(r"([0-9.]+) ?([A-Za-z]+)")
 _DURATION: Final = re.compile(DURATION_PATTERN.rstrip("$") + r"\Z")
 _SIZE: Final = re.compile(SIZE_PATTERN.rstrip("$") + r"\Z")
+_PERCENT: Final = re.compile(PERCENT_PATTERN.rstrip("$") + r"\Z")
 
 _DURATION_HINT: Final = "write a number and a unit: 250ms, 2s, 5m, 1h, 1d"
 _SIZE_HINT: Final = "write a number and a unit: 64KiB, 16MiB, 1GiB (powers of 1024), 10MB (powers of 1000)"
+
+_PERCENT_HINT: Final = "write a number and a sign: 20%, 2.5%"
 
 
 def parse_duration(text: object) -> float:
@@ -59,6 +63,20 @@ def parse_size(text: object) -> int:
         raise Misfit("is not a size", _SIZE_HINT)
     number, unit = _split(text)
     return int(number * BYTES[unit])
+
+
+def parse_percent(text: object) -> float:
+    """The ratio of a text such as ``20%``, which is 0.2.  Raises ``Misfit``."""
+    if not isinstance(text, str):
+        raise Misfit("a share needs its percent sign", _PERCENT_HINT)
+    if not _PERCENT.match(text):
+        raise Misfit("is not a share in percent", _PERCENT_HINT)
+    return float(Decimal(text.rstrip("% ")) / 100)
+
+
+def format_percent(ratio: float) -> str:
+    """The text that ``parse_percent`` turns into ``ratio`` again, for up to nine decimals of a per cent."""
+    return f"{round(Decimal(repr(ratio)) * 100, 9).normalize():f}%"
 
 
 def format_duration(seconds: float) -> str:

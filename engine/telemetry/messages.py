@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 from engine.events import (
+    ChunkCancelled,
     ChunkCommitted,
     ChunkRetried,
+    DeadlineLate,
     Draining,
     Event,
     JobFinished,
     JobOpened,
     LeaseLost,
+    PaceChanged,
     PhaseChanged,
     SpanClaimed,
     SpanReleased,
@@ -19,6 +23,7 @@ from engine.events import (
     Waiting,
 )
 from engine.model import JobState, Phase
+from engine.pace.law import Stage
 from engine.telemetry import numbers
 
 
@@ -29,6 +34,9 @@ class Level(IntEnum):
     VERBOSE = 1
     DEBUG = 2
 
+
+STANDSTILLS: Final = (Stage.HELD, Stage.BASELINE)
+"""Stages in which nothing is admitted."""
 
 _ENDS = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
@@ -51,6 +59,16 @@ def message(event: Event) -> tuple[Level, str] | None:
             return None  # said by the change of state
         case Waiting():
             return Level.NORMAL, f"waiting for: {event.reason}" if event.reason else "moving again"
+        case PaceChanged() if event.stage in STANDSTILLS:
+            return Level.NORMAL, f"held: {event.reason}"
+        case PaceChanged():
+            limit = "no limit" if event.limit_rows_per_s is None else numbers.per_second(event.limit_rows_per_s)
+            why = f" by {event.reason}" if event.reason else ""
+            return Level.VERBOSE, f"pace: {event.stage}, {limit}{why}"
+        case ChunkCancelled():
+            return Level.NORMAL, f"cancelled a chunk, to be tried again: {event.reason}"
+        case DeadlineLate():
+            return Level.NORMAL, f"late: {event.reason}"
         case Draining():
             return Level.NORMAL, f"stopping ({event.reason}): the chunks in hand are finished; once more aborts them"
         case LeaseLost():

@@ -126,8 +126,10 @@ def spec(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def slow_job(shop: FreshDatabase, spec: Callable[..., Path]) -> Path:
-    """The job on the shop at a pace that leaves time to look at it: some ten seconds."""
-    return spec(pace={"max_rows_per_s": 2000}, chunk={"max_rows": 100})
+    """The job on the shop at a pace that leaves time to look at it: some ten seconds.  It listens to no signals: whoever
+    looks at it by psql is somebody else on the database, for whom it would slow down.
+    """
+    return spec(pace={"max_rows_per_s": 2000, "signals": "off"}, chunk={"max_rows": 100})
 
 
 @pytest.fixture

@@ -81,3 +81,24 @@ def test_a_job_that_is_there_needs_no_file(backfill: Cli, shop: FreshDatabase, s
 def test_grants_changes_nothing(backfill: Cli, shop: FreshDatabase, spec) -> None:
     assert "CREATE SCHEMA backfill" in backfill("grants", spec(), "--to", "anybody").out
     assert shop.sql("SELECT to_regnamespace('backfill') IS NULL").strip() == "t"
+
+
+@on_each_major
+def test_signals_and_growth_ask_for_their_rights_and_the_script_gives_them(
+    backfill: Cli, shop: FreshDatabase, spec, make_role
+) -> None:
+    role = make_role(shop)
+    named = [{"wal_archive": {}}, {"active_sessions": {"max": 40}}, {"autovacuum": {}}, {"replication_lag": "off"}]
+    script = backfill("grants", spec(pace={"signals": named}, bloat={"max_growth": "20%"}), "--to", role).out
+    assert f'GRANT pg_monitor TO "{role}";  -- needs a superuser; for the signals wal_archive\n' in script
+    assert (
+        f'GRANT pg_read_all_stats TO "{role}";  -- needs a superuser; for the signals active_sessions, autovacuum\n'
+        in script
+    )
+    shop.sql(script)
+    assert shop.sql(f"SELECT pg_has_role('{role}', 'pg_monitor', 'USAGE')").strip() == "t"
+    if int(shop.sql("SHOW server_version_num")) >= 170000:
+        assert shop.sql(f"SELECT has_table_privilege('{role}', 'orders', 'MAINTAIN')").strip() == "t"
+    else:
+        assert "MAINTAIN" not in script
+        assert "only a member of the table's owner may vacuum it" in script

@@ -8,6 +8,7 @@ from engine.errors import LedgerDamaged, SchemaDrift
 from engine.events import ChunkCommitted
 from engine.model import JobState
 from engine.spec import ChunkLimits, JobSpec, Pace
+from engine.spec.signals import ALL_OFF
 from tests.support.databases import FreshDatabase
 from tests.support.jobs import differing, in_place, into, run, run_to_done, start
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.faults
 
 ROWS = 4000
 CHUNK = ChunkLimits(min_rows=10, max_rows=100)
-PACE = Pace(max_rows_per_s=3000)
+PACE = Pace(max_rows_per_s=3000, signals=ALL_OFF)
 
 DAMAGES = {
     "the last span is gone": "DELETE FROM backfill.span WHERE id = 1002",

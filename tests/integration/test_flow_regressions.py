@@ -30,6 +30,7 @@ from engine.flow import Leases, Prepared, Supervisor
 from engine.ledger import Ledger
 from engine.model import Deletes, JobState, Side
 from engine.spec import ChunkLimits, JobSpec, Pace
+from engine.spec.signals import ALL_OFF
 from tests.support.databases import FreshDatabase, TlsServer, TwoDatabases
 from tests.support.gate import Gate
 from tests.support.jobs import SHORT, Running, in_place, into, prepare, rows_of, run, run_to_done, start
@@ -448,7 +449,7 @@ async def test_key_columns_of_different_collations_are_swept(databases: TwoDatab
 
 async def test_two_processes_together_keep_the_limit(database: FreshDatabase) -> None:
     limit_per_s, seconds = 400.0, 4.0
-    spec = counting_job(database, pace=Pace(max_rows_per_s=limit_per_s), chunk=ChunkLimits(min_rows=10, max_rows=12))
+    spec = counting_job(database, pace=Pace(max_rows_per_s=limit_per_s, signals=ALL_OFF), chunk=ChunkLimits(min_rows=10, max_rows=12))
     prepared = await prepare(spec)
     runs = [run_prepared(prepared, workers=n, leases=Leases()) for n in (1, 2)]
     for running in runs:
@@ -465,7 +466,7 @@ async def test_two_processes_together_keep_the_limit(database: FreshDatabase) ->
 
 
 async def test_another_pace_reaches_the_workers_within_two_seconds(database: FreshDatabase) -> None:
-    running = await start(counting_job(database, pace=Pace(max_rows_per_s=100)), workers=2)
+    running = await start(counting_job(database, pace=Pace(max_rows_per_s=100, signals=ALL_OFF)), workers=2)
     await running.until(lambda: running.count(ChunkCommitted) >= 1)
     began = time.monotonic()
     database.sql("SELECT backfill.pace('job', 1000000)")

@@ -13,7 +13,7 @@ import engine.plan.spans
 from engine.db import Database
 from engine.errors import LedgerDamaged, UnknownJob
 from engine.events import ChunkCommitted
-from engine.ledger import Ledger, LedgerMissing
+from engine.ledger import Ledger, LedgerMissing, PaceOrders
 from engine.ledger.queries import migrations
 from engine.ledger.records import Heartbeat
 from engine.model import JobState, Mode, Phase, Side, Span, SpanBounds
@@ -234,7 +234,7 @@ async def test_a_person_at_psql_pauses_resumes_paces_and_cancels(ledger: Ledger,
         "created", "running", "paused", "running", "pace", "pace", "cancelled",
     ]  # fmt: skip
     assert history[2].detail == {"from": "running", "reason": "disk is filling"}
-    assert history[4].detail == {"from": None, "to": 2000}
+    assert history[4].detail == {"from": {"max_rows_per_s": None}, "to": {"max_rows_per_s": 2000}}
     assert "postgres (psql)" in {entry.who for entry in history}
     assert "postgres (backfill/job/w1)" in {entry.who for entry in history}
     assert [entry.at for entry in history] == sorted(entry.at for entry in history)
@@ -257,12 +257,12 @@ async def test_orders_through_the_ledger_know_the_same(ledger: Ledger) -> None:
         with pytest.raises(UnknownJob):
             await order("nobody", None)
     with pytest.raises(UnknownJob):
-        await ledger.pace("nobody", 5.0)
+        await ledger.order_pace("nobody", PaceOrders(workers=1))
     with pytest.raises(UnknownJob):
         await ledger.status("nobody")
 
 
-@pytest.mark.parametrize("rate", ["0", "-1"])
+@pytest.mark.parametrize("rate", ["0", "-1", "'Infinity'", "'NaN'"])
 async def test_a_pace_that_is_no_rate_is_refused(ledger: Ledger, database: FreshDatabase, rate: str) -> None:
     await create(ledger)
     connection = await database.connect()
@@ -302,7 +302,9 @@ async def test_the_status_view_tells_how_far_it_is_and_who_works(ledger: Ledger,
     assert columns == (
         "job state mode phase source target rows_done rows_estimated progress rows_per_s eta_s workers spans_total"
         " spans_done spans_running bytes_done chunks limit_rows_per_s waiting waits retries created_at started_at"
-        " finished_at error_code error_message error_hint resumable"
+        " finished_at error_code error_message error_hint resumable max_rows_per_s limit_now_rows_per_s pressure stage"
+        " leads held_by pace_reason chunk_target_s workers_allowed signals deadline growth pacer pace_valid pace_age_s"
+        " orders"
     )
 
 

@@ -12,10 +12,15 @@ from engine.events import Event
 from engine.flow import Leases, Prepared, RunResult, Supervisor, endpoints_of, inspect
 from engine.model import JobState
 from engine.spec import Dsn, Endpoint, JobSpec, TableRef
+from engine.spec.pacing import Pace
+from engine.spec.signals import ALL_OFF
 from tests.support.databases import FreshDatabase
 
 SHORT = Leases(lease_s=2.0)
 """Leases for tests that wait for one to run out."""
+
+UNPACED = Pace(signals=ALL_OFF)
+"""No signals: a test's own sessions are somebody else to the job, and most tests are not about politeness."""
 
 SLOT_S = 20.0
 """How long a test waits for a job to get somewhere."""
@@ -30,7 +35,8 @@ def endpoint(database: FreshDatabase | str, table: str) -> Endpoint:
 
 def in_place(database: FreshDatabase | str, table: str, assignments: dict[str, str], **settings: Any) -> JobSpec:
     """A job that fills columns of a table."""
-    return JobSpec(**{"name": "job", "source": endpoint(database, table), "set": assignments} | settings)
+    job = {"name": "job", "source": endpoint(database, table), "set": assignments, "pace": UNPACED}
+    return JobSpec(**job | settings)
 
 
 def into(
@@ -40,7 +46,8 @@ def into(
     there = endpoint(target, target_table)
     if target is source:
         there = Endpoint(table=there.table)
-    return JobSpec(**{"name": "job", "source": endpoint(source, table), "target": there} | settings)
+    job = {"name": "job", "source": endpoint(source, table), "target": there, "pace": UNPACED}
+    return JobSpec(**job | settings)
 
 
 @dataclass(slots=True)

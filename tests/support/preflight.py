@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
-from engine.model import Column, Index, Mode, Table, TableName, Trigger
-from engine.plan.preflight import ExpressionFacts, PreflightFacts
+from engine.model import Column, Index, Mode, Side, Table, TableName, Trigger
+from engine.plan.preflight import ExpressionFacts, PacingFacts, PreflightFacts, ServerPacing
 from engine.spec import Endpoint, JobSpec, TableRef
 
 _oids = itertools.count(20000)
@@ -160,6 +161,23 @@ def fill(**changes: Any) -> PreflightFacts:
         ),
     }
     return PreflightFacts(**(given | changes))
+
+
+NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+"""A Monday."""
+
+
+def paced(facts: PreflightFacts, *, rows: float | None = 1_000_000, **changes: Any) -> PreflightFacts:
+    """``facts`` on a server of which all may be seen and vacuumed, with a standby, a slot and an archive, at noon."""
+    server = {
+        "can_read_stats": True,
+        "can_read_archive": True,
+        "standbys": ("replica",),
+        "slots": 1,
+        "archive_mode": "on",
+    }
+    pacing = PacingFacts(servers={Side.SOURCE: ServerPacing(**(server | changes))}, now=NOON, rows=rows)
+    return replace(facts, pacing=pacing)
 
 
 def move(mode: Mode = Mode.INSERT, **changes: Any) -> PreflightFacts:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from engine.model import ConflictPolicy, Deletes, Finding, ForeignKey, Mode, Severity, TableName
-from engine.plan.preflight import CATALOGUE, Code, PlanCheck, PreflightFacts, preflight, refusals, required_privileges
-from engine.spec import OnConflict
+from engine.model import ConflictPolicy, Deletes, Finding, ForeignKey, Mode, Severity, Side, TableName
+from engine.plan.preflight import (
+    CATALOGUE,
+    Code,
+    PacingFacts,
+    PlanCheck,
+    PreflightFacts,
+    ServerPacing,
+    preflight,
+    refusals,
+    required_privileges,
+)
+from engine.spec import Bloat, OnConflict, Pace, SignalKind, SignalSpec, TimeWindow
 from tests.support.preflight import (
+    NOON,
     AnyServer,
     column,
     copy_spec,
@@ -19,6 +31,7 @@ from tests.support.preflight import (
     fill,
     index,
     move,
+    paced,
     primary,
     required,
     spec,
@@ -93,6 +106,22 @@ def plan(**changes: Any) -> PreflightFacts:
         "scans_table": False,
     }
     return fill(plans=(PlanCheck(**(given | changes)),))
+
+
+def signalling(*kinds: SignalKind, **limits: Any) -> PreflightFacts:
+    """A job in place that names these signals."""
+    signals = tuple(SignalSpec(kind=kind, **limits) for kind in kinds)
+    return fill(spec=spec(set={"cents": "amount * 100"}, pace=Pace(signals=signals)))
+
+
+def growing() -> PreflightFacts:
+    return fill(spec=spec(set={"cents": "amount * 100"}, bloat=Bloat(max_growth=0.2)))
+
+
+def due(*, hours: float | None = None, **pace: Any) -> PreflightFacts:
+    """A job in place that should be done so many hours after noon."""
+    deadline = None if hours is None else NOON + timedelta(hours=hours)
+    return fill(spec=spec(set={"cents": "amount * 100"}, pace=Pace(finish_by=deadline, **pace)))
 
 
 def foreign_key(*, outgoing: bool, columns: tuple[str, ...] = ("amount",)) -> tuple[ForeignKey, ...]:
@@ -501,6 +530,48 @@ CASES = {
     "a large table that will grow": Case(
         Code.GROWTH, source_of(fill(), heap_bytes=GIB, index_bytes=GIB // 4), fill(), ("1.0 GiB", "256 MiB")
     ),
+    "a named signal that the role may not read": Case(
+        Code.SIGNAL_RIGHTS,
+        paced(signalling(SignalKind.WAL_ARCHIVE), can_read_archive=False),
+        paced(signalling(SignalKind.WAL_ARCHIVE)),
+        ("wal_archive", "GRANT pg_monitor TO worker"),
+    ),
+    "a named signal of a standby that is not there": Case(
+        Code.SIGNAL_WITHOUT_SUBJECT,
+        paced(signalling(SignalKind.REPLICATION_LAG), standbys=()),
+        paced(signalling(SignalKind.REPLICATION_LAG)),
+        ("replication_lag", "no standby"),
+    ),
+    "a role that does not see the others": Case(
+        Code.PRESENCE_UNSEEN,
+        paced(fill(), can_read_stats=False),
+        paced(fill()),
+        ("GRANT pg_read_all_stats TO worker",),
+    ),
+    "a limit of growth without the right to vacuum": Case(
+        Code.VACUUM_NOT_ALLOWED,
+        paced(growing(), can_vacuum=False),
+        paced(growing()),
+        ("run as the owner of public.orders",),
+    ),
+    "a limit of growth under an old snapshot": Case(
+        Code.VACUUM_HELD_BACK,
+        paced(growing(), oldest_xmin_holder="pid 12 psql since 10:00:00"),
+        paced(fill(), oldest_xmin_holder="pid 12 psql since 10:00:00"),
+        ("pid 12 psql", "20%"),
+    ),
+    "a deadline that the limit cannot meet": Case(
+        Code.DEADLINE_UNREACHABLE,
+        paced(due(hours=1, max_rows_per_s=100.0)),
+        paced(due(hours=3, max_rows_per_s=100.0)),
+        ("1,000,000 rows", "2h 46m", "1h are left", "above 278"),
+    ),
+    "a job at noon that may work at night": Case(
+        Code.WINDOW_CLOSED,
+        paced(due(windows=(TimeWindow.parse("22:00-06:00 UTC"),))),
+        paced(due(windows=(TimeWindow.parse("12:00-13:00 UTC"),))),
+        ("opens in 10h",),
+    ),
     "an accepted code that does not exist": Case(
         Code.ACCEPT_UNKNOWN,
         fill(spec=spec(set={"cents": "1"}, accept=("TRIGERS_ON_SOURCE",))),
@@ -527,7 +598,9 @@ def test_every_code_has_a_case():
     assert {case.code for case in CASES.values()} == set(Code)
 
 
-@pytest.mark.parametrize("facts", [fill(), move(), move(Mode.COPY)], ids=["in place", "insert", "copy"])
+@pytest.mark.parametrize(
+    "facts", [fill(), move(), move(Mode.COPY), paced(fill())], ids=["in place", "insert", "copy", "paced"]
+)
 def test_a_sound_job_has_no_findings(facts: PreflightFacts):
     assert preflight(facts) == ()
 
@@ -712,6 +785,95 @@ def test_rows_in_the_target_are_told_their_fate(policy: str, words: str):
     seen = found(facts, "TARGET_HAS_ROWS")
     assert seen is not None
     assert words in seen.message
+
+
+def codes(facts: PreflightFacts) -> list[str]:
+    return [f.code for f in preflight(facts)]
+
+
+def test_signals_that_are_on_by_default_or_off_need_no_rights():
+    blind = {"can_read_stats": False, "can_read_archive": False}
+    assert codes(paced(fill(), **blind)) == ["PRESENCE_UNSEEN"]
+    assert codes(paced(signalling(SignalKind.WAL_ARCHIVE, SignalKind.AUTOVACUUM, off=True), **blind)) == [
+        "PRESENCE_UNSEEN"
+    ]
+    assert codes(paced(signalling(SignalKind.LOCK_WAITS), **blind)) == ["PRESENCE_UNSEEN"]
+
+
+def test_one_finding_names_all_signals_that_lack_one_right():
+    facts = paced(signalling(SignalKind.REPLICATION_LAG, SignalKind.AUTOVACUUM), can_read_stats=False, standbys=())
+    assert codes(facts) == ["SIGNAL_RIGHTS", "PRESENCE_UNSEEN"], "whoever sees no standby cannot say there is none"
+    seen = found(facts, "SIGNAL_RIGHTS")
+    assert seen is not None
+    assert "replication_lag, autovacuum need " in seen.message
+
+
+def test_presence_matters_only_to_latencies():
+    off = signalling(SignalKind.READ_LATENCY, SignalKind.COMMIT_LATENCY, off=True)
+    assert codes(paced(off, can_read_stats=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "absent"),
+    [
+        (SignalKind.SLOT_RETENTION, {"slots": 0}),
+        (SignalKind.WAL_ARCHIVE, {"archive_mode": "off"}),
+        (SignalKind.AUTOVACUUM, {"autovacuum": False}),
+    ],
+)
+def test_each_signal_has_its_own_subject(kind: SignalKind, absent: dict[str, Any]):
+    limits = {"maximum": 1e9} if kind is SignalKind.SLOT_RETENTION else {}
+    assert codes(paced(signalling(kind, **limits), **absent)) == ["SIGNAL_WITHOUT_SUBJECT"]
+    assert codes(paced(signalling(kind, off=True), **absent)) == []
+    assert codes(paced(signalling(kind, **limits))) == []
+
+
+def test_standbys_are_looked_for_where_the_job_writes_and_sessions_on_both_sides():
+    signals = (SignalSpec(kind=SignalKind.REPLICATION_LAG), SignalSpec(kind=SignalKind.ACTIVE_SESSIONS, maximum=40.0))
+    facts = move(Mode.COPY, spec=copy_spec(pace=Pace(signals=signals)), target_server=AnyServer(user="writer"))
+    good = ServerPacing(can_read_stats=True, can_read_archive=True, standbys=("replica",))
+    poor = ServerPacing(can_read_stats=False, can_read_archive=False)
+
+    def on(source: ServerPacing, target: ServerPacing) -> PreflightFacts:
+        servers = {Side.SOURCE: source, Side.TARGET: target}
+        return replace(facts, pacing=PacingFacts(servers=servers, now=NOON))
+
+    assert codes(on(good, good)) == []
+    assert codes(on(replace(good, standbys=()), good)) == []
+    reader = found(on(poor, good), "SIGNAL_RIGHTS")
+    assert reader is not None
+    assert ("active_sessions needs" in reader.message, "TO worker" in reader.remedy) == (True, True)
+    writer = found(on(good, poor), "SIGNAL_RIGHTS")
+    assert writer is not None
+    assert ("replication_lag, active_sessions need" in writer.message, "TO writer" in writer.remedy) == (True, True)
+
+
+def test_the_right_to_vacuum_has_a_name_from_17_on():
+    facts = replace(paced(growing(), can_vacuum=False), source_server=AnyServer(version_num=180000))
+    seen = found(facts, "VACUUM_NOT_ALLOWED")
+    assert seen is not None
+    assert "GRANT MAINTAIN ON public.orders TO worker" in seen.remedy
+
+
+NIGHT = (TimeWindow.parse("22:00-06:00 UTC"),)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (paced(due(hours=-1)), "has passed"),
+        (paced(due(hours=2, windows=NIGHT)), "no window opens before"),
+        (paced(due(hours=2, windows=NIGHT), rows=None), "no window opens before"),
+        (paced(due(hours=24, windows=NIGHT, max_rows_per_s=30.0)), "9h 15m, and 8h are left"),
+        (paced(due(hours=24, windows=NIGHT, max_rows_per_s=40.0)), None),
+        (paced(due(hours=48, windows=NIGHT, max_rows_per_s=30.0)), None),
+        (paced(due(hours=1, max_rows_per_s=100.0), rows=None), None),
+        (paced(due(hours=1)), None),
+    ],
+)
+def test_a_deadline_is_held_against_the_limit_and_the_open_hours(facts: PreflightFacts, words: str | None):
+    seen = found(facts, "DEADLINE_UNREACHABLE")
+    assert (seen is None) if words is None else (seen is not None and words in seen.message)
 
 
 def test_privileges_are_the_least_that_do():

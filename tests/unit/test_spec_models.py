@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 
 import pytest
 from pydantic import ValidationError
 
 from engine.errors import SpecError
 from engine.model import Order
-from engine.spec import ChunkLimits, Dsn, Endpoint, JobSpec, OnConflict, Pace, TableRef, differences, parse_spec
+from engine.spec import (
+    Bloat,
+    ChunkLimits,
+    Dsn,
+    Endpoint,
+    JobSpec,
+    OnConflict,
+    Pace,
+    SignalKind,
+    SignalSpec,
+    TableRef,
+    TimeWindow,
+    differences,
+    parse_spec,
+)
 
 SOURCE = Endpoint(dsn=Dsn("host=a password=s3cr3t-canary", reference="${A}"), table=TableRef("public", "orders"))
 TARGET = Endpoint(dsn=Dsn("host=b password=s3cr3t-canary"), table=TableRef(None, "orders_v2"))
@@ -38,6 +53,10 @@ def test_python_code_gives_seconds_and_bytes_as_numbers():
         {"nonsense": 1},
         {"chunk": {"min_rows": 9, "max_rows": 5}},
         {"source": {"dsn": "host=a", "table": "t"}},
+        {"pace": {"signals": (SignalSpec(kind=SignalKind.LOCK_WAITS), SignalSpec(kind=SignalKind.LOCK_WAITS))}},
+        {"pace": {"signals": [None]}},
+        {"pace": {"finish_by": datetime(2026, 12, 1, 6)}},  # noqa: DTZ001 - the zone is what is missing
+        {"bloat": {"max_growth": 0}},
     ],
 )
 def test_a_spec_built_in_python_obeys_the_same_rules(wrong):
@@ -81,7 +100,8 @@ def test_the_meaning_knows_neither_connections_nor_settings():
         source=Endpoint(dsn=Dsn("host=elsewhere"), table="public.orders"),
         workers=9,
         chunk=ChunkLimits(max_rows=10),
-        pace=Pace(max_rows_per_s=1),
+        pace=Pace(max_rows_per_s=1, windows=(TimeWindow.parse("22:00-06:00 UTC"),)),
+        bloat=Bloat(max_growth=0.2),
         accept=("X",),
         role="r",
         lock_timeout_s=9,
@@ -114,6 +134,20 @@ def test_differences_are_words_of_both_sides():
         ("where", "(none)", "x > 1"),
     ]
     assert differences(old, old) == []
+
+
+def test_differences_of_signals_are_as_the_file_has_them():
+    new = in_place(
+        pace=Pace(
+            signals=(
+                SignalSpec(kind=SignalKind.COMMIT_LATENCY, target=0.02),
+                SignalSpec(kind=SignalKind.READ_LATENCY, off=True),
+            )
+        )
+    )
+    assert differences(in_place().settings(), new.settings()) == [
+        ("pace.signals", "(none)", "commit_latency: {target: 20ms}, read_latency: off")
+    ]
 
 
 def test_a_key_of_a_later_version_that_is_not_used_is_no_difference():

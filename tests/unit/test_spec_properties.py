@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 
 import yaml
 from hypothesis import given
@@ -10,8 +11,23 @@ from hypothesis import strategies as st
 
 from engine.errors import SpecError
 from engine.model import ConflictPolicy, Deletes
-from engine.spec import ChunkLimits, Dsn, Endpoint, JobSpec, OnConflict, Pace, TableRef, differences, parse_spec
-from engine.spec.load import _all_keys
+from engine.spec import (
+    Bloat,
+    ChunkLimits,
+    Dsn,
+    Endpoint,
+    JobSpec,
+    OnConflict,
+    Pace,
+    SignalKind,
+    SignalSpec,
+    SignalUnit,
+    TableRef,
+    TimeWindow,
+    differences,
+    parse_spec,
+)
+from engine.spec.keys import all_keys
 from engine.spec.rules import NOT_AVAILABLE
 
 CANARY = "s3cr3t-canary"
@@ -30,6 +46,78 @@ def endpoints(draw):
     return Endpoint(dsn=dsn, table=TableRef(draw(st.none() | NAMES), draw(NAMES)))
 
 
+SECONDS = st.integers(1, 600_000).map(lambda tenths_ms: tenths_ms / 10_000)
+SIZES = st.integers(1024, 2**50).map(float)
+SHARES = st.integers(1, 1_000_000).map(lambda millionths: millionths / 1_000_000)
+COUNTS = st.floats(0.001, 1e15)
+SIGNAL_NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,39}", fullmatch=True).filter(lambda name: name not in list(SignalKind))
+QUERIES = TEXT.filter(lambda text: ";" not in text and "${" not in text).map(str.strip)
+
+
+@st.composite
+def limits(draw, values, *, steers=True):
+    """Target and maximum, at least one of them, in order."""
+    low, high = sorted(draw(st.lists(values, min_size=2, max_size=2, unique=True)))
+    which = draw(st.sampled_from(["both", "target", "maximum"])) if steers else "maximum"
+    return {"target": low if which != "maximum" else None, "maximum": high if which != "target" else None}
+
+
+@st.composite
+def signals(draw, kind):
+    if kind in (SignalKind.SQL, SignalKind.PROMETHEUS, SignalKind.HTTP):
+        given = {
+            "name": draw(SIGNAL_NAMES),
+            "every_s": draw(st.none() | st.floats(0.2, 3600)),
+            "ignore_failure": draw(st.booleans()),
+        }
+        if kind is not SignalKind.SQL:
+            given["url"] = draw(st.sampled_from(["http://a", "https://b:9090/x?y=z"]))
+        if kind is not SignalKind.HTTP:
+            given |= draw(limits(COUNTS))
+            given |= {"query": draw(QUERIES), "given_unit": draw(st.none() | st.sampled_from(SignalUnit))}
+        return SignalSpec(kind=kind, **given)
+    if draw(st.booleans()):
+        return SignalSpec(kind=kind, off=True)
+    match kind:
+        case SignalKind.READ_LATENCY | SignalKind.COMMIT_LATENCY:
+            given = {"target": draw(st.none() | SECONDS)}
+        case SignalKind.REPLICATION_LAG:
+            in_bytes = draw(st.booleans())
+            given = draw(limits(SIZES if in_bytes else st.floats(0.1, 86_400))) | {"in_bytes": in_bytes}
+        case SignalKind.LOCK_WAITS:
+            given = {"maximum": draw(st.none() | st.floats(0.1, 3600))}
+        case SignalKind.SLOT_RETENTION:
+            given = draw(limits(SIZES, steers=False))
+        case SignalKind.WAL_RATE:
+            given = draw(limits(SIZES))
+        case SignalKind.VACUUM_DEBT:
+            given = draw(limits(SHARES))
+        case SignalKind.AUTOVACUUM:
+            given = {}
+        case _:
+            given = draw(limits(COUNTS, steers=kind is SignalKind.ACTIVE_SESSIONS))
+    return SignalSpec(kind=kind, **given)
+
+
+@st.composite
+def paces(draw):
+    kinds = draw(st.lists(st.sampled_from(SignalKind), max_size=4, unique=True))
+    minutes = draw(st.lists(st.integers(0, 1439), min_size=2, max_size=2, unique=True))
+    days = tuple(sorted(draw(st.sets(st.integers(0, 6), min_size=1))))
+    window = TimeWindow(minutes[0], minutes[1] or 1440, draw(st.sampled_from(["UTC", "Asia/Kolkata"])), days)
+    listed = tuple(draw(signals(kind)) for kind in kinds)
+    names = [signal.name for signal in listed]
+    return Pace(
+        max_rows_per_s=draw(st.none() | st.floats(0.001, 1e12)),
+        max_wal_bytes_per_s=draw(st.none() | st.integers(2**16, 2**40)),
+        windows=draw(st.sampled_from([(), (window,)])),
+        finish_by=draw(
+            st.none() | st.datetimes(datetime(2000, 1, 2), datetime(2999, 12, 30), timezones=st.timezones())  # noqa: DTZ001
+        ),
+        signals=listed if len(set(names)) == len(names) else (),
+    )
+
+
 @st.composite
 def specs(draw):
     low, high = sorted((draw(st.integers(1, 10_000_000)), draw(st.integers(1, 10_000_000))))
@@ -44,7 +132,7 @@ def specs(draw):
             max_rows=high,
             max_bytes=draw(st.integers(2**16, 2**30)),
         ),
-        "pace": Pace(max_rows_per_s=draw(st.none() | st.floats(0.001, 1e12))),
+        "pace": draw(paces()),
         "accept": tuple(draw(st.lists(st.from_regex(r"[A-Z][A-Z0-9_]*", fullmatch=True), max_size=3, unique=True))),
         "role": draw(st.none() | NAMES),
         "lock_timeout_s": draw(st.floats(0.001, 3600)),
@@ -52,7 +140,8 @@ def specs(draw):
     if draw(st.booleans()):
         common["name"] = draw(st.from_regex(r"[a-z0-9][a-z0-9_.-]{0,62}", fullmatch=True))
     if draw(st.booleans()):
-        return JobSpec(**common, set=draw(COLUMNS), done=draw(st.none() | TEXT))
+        growth = draw(st.none() | st.integers(1, 1000).map(lambda percent: percent / 100))
+        return JobSpec(**common, set=draw(COLUMNS), done=draw(st.none() | TEXT), bloat=Bloat(max_growth=growth))
     policy = draw(st.sampled_from(ConflictPolicy))
     column = draw(NAMES) if policy is ConflictPolicy.NEWEST else None
     return JobSpec(
@@ -120,14 +209,29 @@ def test_yaml_punctuation_is_a_spec_error_and_nothing_else(content):
     read("source: {table: t}\nset: {a: b}\nwhere: " + content)
 
 
-KEYS = st.sampled_from(sorted({part for path in [*_all_keys(JobSpec), *NOT_AVAILABLE] for part in path}))
+KEYS = st.sampled_from(sorted({part for path in [*all_keys(JobSpec), *NOT_AVAILABLE] for part in path}))
 LEAVES = (
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats()
     | st.text(max_size=8)
-    | st.sampled_from(["${A}", "${B}", "${C}", CANARY, f"postgresql://u:{CANARY}@h/d", "250ms", "1MiB", "t", "keep"])
+    | st.sampled_from(
+        [
+            "${A}",
+            "${B}",
+            "${C}",
+            CANARY,
+            f"postgresql://u:{CANARY}@h/d",
+            "250ms",
+            "1MiB",
+            "t",
+            "keep",
+            "off",
+            "20%",
+            "22:00-06:00 UTC",
+        ]
+    )
 )
 TREES = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=4), inner, max_size=6)

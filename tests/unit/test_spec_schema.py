@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jsonschema
 import pytest
 import yaml
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from engine.errors import SpecError
 from engine.spec import TableRef, TemplateFacts, json_schema, parse_spec, template
 from engine.spec.rules import NOT_AVAILABLE
+from engine.spec.signals import DEFAULT_SIGNALS
 from engine.spec.template import PLACEHOLDER
 
 ENV = {"SOURCE_DSN": "host=a", "TARGET_DSN": "host=b"}
@@ -25,6 +28,28 @@ VALID = [
     "{source: {table: t}, set: {a: b}, chunk: {target: 1.5 s, min_rows: 1, max_rows: 2, max_bytes: 64KiB}}",
     "{source: {table: t}, set: {a: b}, pace: {max_rows_per_s: 0.5}, errors: {max_quarantined: 0}, workers: 64}",
     "{source: {table: t}, set: {a: b}, role: r, lock_timeout: 250ms}",
+    "{source: {table: t}, set: {a: b}, bloat: {max_growth: 2.5%}}",
+    "{source: {table: t}, set: {a: b}, bloat: {}, pace: {}}",
+    *(
+        f"{{source: {{table: t}}, set: {{a: b}}, pace: {{{pace}}}}}"
+        for pace in (
+            "max_wal_bytes_per_s: 50MiB",
+            "windows: ['22:00-06:00 Asia/Kolkata', 'Mon-Wed,sun 00:00-24:00 UTC']",
+            "finish_by: '2026-12-01T06:00:00+05:30'",
+            "finish_by: '2026-12-01 06:00 Asia/Kolkata'",
+            "finish_by: '2026-12-01T06:00Z'",
+            "signals: 'off'",
+            "signals: []",
+            "signals: [{read_latency: 'off'}, {commit_latency: {}}, {autovacuum: {}}, {wal_archive: {}}]",
+            "signals: [{read_latency: {target: 5ms, query: 'select 1 where 1 = $1;'}}, {commit_latency: {target: 1s}}]",
+            "signals: [{replication_lag: {target: 5s, max: 30s}}, {slot_retention: {max: 10GiB}}, {lock_waits: {}}]",
+            "signals: [{replication_lag: {max: 100MiB}}, {active_sessions: {target: 1.5, max: 40}}, {xid_age: {max: 1}}]",
+            "signals: [{wal_rate: {target: 1MiB}}, {vacuum_debt: {target: 5%, max: 20.5 %}}, {wal_archive: {max: 3}}]",
+            "signals: [{sql: {name: a, query: select 1, target: 1, max: 2, unit: bytes/s, every: 5s, side: target}}]",
+            "signals: [{prometheus: {name: a, url: 'http://p:9090', query: up, max: 0, on_failure: ignore}}]",
+            "signals: [{http: {name: a, url: 'https://p/x?y=z', every: 1m, on_failure: hold}}, {http: {name: b, url: 'http://p'}}]",
+        )
+    ),
 ]
 INVALID = [
     "{}",
@@ -54,6 +79,47 @@ INVALID = [
     "{source: {table: t}, set: {a: b}, accept: [x]}",
     "{source: {table: t}, set: {a: b}, name: Orders}",
     "{source: {table: t}, target: {table: u}, on_conflict: newest}",
+    "{source: {table: t}, target: {table: u}, bloat: {max_growth: 20%}}",
+    "{source: {table: t}, set: {a: b}, bloat: {max_growth: 0.2}}",
+    "{source: {table: t}, set: {a: b}, bloat: {max_growth: '20'}}",
+    *(
+        f"{{source: {{table: t}}, set: {{a: b}}, pace: {{{pace}}}}}"
+        for pace in (
+            "max_wal_bytes_per_s: 50",
+            "windows: '22:00-06:00 UTC'",
+            "windows: ['22:00-06:00']",
+            "windows: ['22-06 UTC']",
+            "finish_by: '2026-12-01'",
+            "finish_by: '2026-12-01T06:00:00'",
+            "signals: 'on'",
+            "signals: {read_latency: {}}",
+            "signals: [read_latency]",
+            "signals: [{}]",
+            "signals: [null]",
+            "signals: [{read_latency: {}, lock_waits: {}}]",
+            "signals: [{red_latency: {}}]",
+            "signals: [{read_latency: 'on'}]",
+            "signals: [{read_latency: {max: 5ms}}]",
+            "signals: [{read_latency: {target: 5}}]",
+            "signals: [{commit_latency: {query: select 1}}]",
+            "signals: [{replication_lag: {max: 5}}]",
+            "signals: [{wal_rate: {}}]",
+            "signals: [{slot_retention: {}}]",
+            "signals: [{active_sessions: {max: '40'}}]",
+            "signals: [{autovacuum: {max: 1}}]",
+            "signals: [{vacuum_debt: {max: 0.2}}]",
+            "signals: [{sql: 'off'}]",
+            "signals: [{sql: {query: select 1, max: 1}}]",
+            "signals: [{sql: {name: a, max: 1}}]",
+            "signals: [{sql: {name: a, query: select 1}}]",
+            "signals: [{sql: {name: A, query: select 1, max: 1}}]",
+            "signals: [{sql: {name: a, query: select 1, max: 1, side: left}}]",
+            "signals: [{sql: {name: a, query: select 1, max: 1, on_failure: freeze}}]",
+            "signals: [{prometheus: {name: a, url: 'ftp://p', query: up, max: 1}}]",
+            "signals: [{http: {name: a, url: 'http://me@p'}}]",
+            "signals: [{http: {name: a, url: 'http://p', max: 1}}]",
+        )
+    ),
 ]
 
 
@@ -155,12 +221,18 @@ def test_every_commented_line_of_a_template_is_valid_when_uncommented():
     for target in (None, TableRef("public", "orders_v2")):
         text = template(TemplateFacts(TableRef("public", "orders"), target, columns=["id"]))
         lines = [
-            line.removeprefix("# ") if line.startswith("# ") and ": " in line else line for line in text.splitlines()
+            line.removeprefix("# ") if line.startswith("# ") and re.search(r":( |$)", line) else line
+            for line in text.splitlines()
         ]
         kept = [line for line in lines if not line.startswith(("What", "and `", "column <-", "target column", "These"))]
         spec = parse_spec("\n".join(kept), ENV)
         assert spec.role == "backfill_worker"
         assert spec.where == "deleted_at is null"
+        assert spec.pace.effective_signals()[:3] == DEFAULT_SIGNALS
+        assert [signal.name for signal in spec.pace.effective_signals()[3:]] == ["replication_lag"]
+        assert spec.pace.windows
+        assert spec.pace.finish_by
+        assert spec.bloat.max_growth == (0.2 if target is None else None)
         VALIDATOR.validate(yaml.safe_load("\n".join(kept)))
 
 

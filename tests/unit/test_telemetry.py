@@ -8,13 +8,16 @@ import json
 import pytest
 
 from engine.events import (
+    ChunkCancelled,
     ChunkCommitted,
     ChunkRetried,
+    DeadlineLate,
     Draining,
     Event,
     JobFinished,
     JobOpened,
     LeaseLost,
+    PaceChanged,
     StateChanged,
     Waiting,
 )
@@ -90,6 +93,23 @@ def test_what_holds_a_job_up_is_said_once() -> None:
     assert said(Waiting(job="j", reason="")) == "moving again"
     assert said(StateChanged(job="j", state=JobState.PAUSED, reason="disk")) == "paused: disk"
     assert said(Waiting(job="j", reason="paused: disk")) == "", "the change of state has said it"
+
+
+def test_what_decides_the_pace_is_for_the_curious_unless_it_stops_the_job() -> None:
+    slowed = PaceChanged(
+        job="j", stage="steady", leads="read_latency", reason="read_latency 6.1ms of 5ms", limit_rows_per_s=3200.0
+    )
+    assert message(slowed) == (Level.VERBOSE, "pace: steady, 3,200 rows/s by read_latency 6.1ms of 5ms")
+    alone = PaceChanged(job="j", stage="alone", leads="", reason="", limit_rows_per_s=None)
+    assert message(alone) == (Level.VERBOSE, "pace: alone, no limit")
+    held = PaceChanged(
+        job="j", stage="held", leads="commit_latency", reason="commit_latency 31ms > 20ms", limit_rows_per_s=3200.0
+    )
+    assert message(held) == (Level.NORMAL, "held: commit_latency 31ms > 20ms")
+    cancelled = ChunkCancelled(job="j", reason="lock_waits 1.2s > 1s")
+    assert message(cancelled) == (Level.NORMAL, "cancelled a chunk, to be tried again: lock_waits 1.2s > 1s")
+    late = DeadlineLate(job="j", reason="finish_by cannot be met")
+    assert message(late) == (Level.NORMAL, "late: finish_by cannot be met")
 
 
 def test_chunks_are_for_the_curious_only() -> None:

@@ -9,22 +9,33 @@ job's result wrong, not merely slow; nothing here raises for a table or a spec t
 
 from engine.plan.preflight.catalogue import CATALOGUE, Code, refusals
 from engine.plan.preflight.columns import ColumnMap, MappedColumn, SkippedColumn, map_columns, plain_column
-from engine.plan.preflight.facts import ExpressionFacts, PlanCheck, PreflightFacts, ServerFacts
+from engine.plan.preflight.facts import (
+    ExpressionFacts,
+    PacingFacts,
+    PlanCheck,
+    PreflightFacts,
+    ServerFacts,
+    ServerPacing,
+)
 from engine.plan.preflight.judge import preflight
 from engine.plan.preflight.keys import KeyChoice, choose_arbiter, choose_key, ranges_agree
+from engine.plan.preflight.pacing import MAINTAIN_VERSION_NUM, role_for
 from engine.plan.preflight.servers import required_privileges
 from engine.plan.preflight.tables import readable_bytes
 
 __all__ = [
     "CATALOGUE",
+    "MAINTAIN_VERSION_NUM",
     "Code",
     "ColumnMap",
     "ExpressionFacts",
     "KeyChoice",
     "MappedColumn",
+    "PacingFacts",
     "PlanCheck",
     "PreflightFacts",
     "ServerFacts",
+    "ServerPacing",
     "SkippedColumn",
     "choose_arbiter",
     "choose_key",
@@ -35,4 +46,5 @@ __all__ = [
     "readable_bytes",
     "refusals",
     "required_privileges",
+    "role_for",
 ]

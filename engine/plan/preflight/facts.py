@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
-from engine.model import Mode, Table
+from engine.model import Mode, Side, Table
 from engine.spec import JobSpec, TableRef
 
 
@@ -75,6 +77,30 @@ class PlanCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerPacing:
+    """What the session that watches one of the job's servers may see there, and what there is to see."""
+
+    can_read_stats: bool  # member of pg_read_all_stats: what other roles' sessions do is visible
+    can_read_archive: bool  # may call pg_ls_archive_statusdir() (pg_monitor)
+    standbys: tuple[str, ...] = ()  # application names of the standbys that are connected
+    slots: int = 0  # replication slots
+    wal_level: str = "replica"
+    archive_mode: str = "off"
+    autovacuum: bool = True  # switched on for the server
+    can_vacuum: bool = True  # owner of the written table, or MAINTAIN on it (PostgreSQL 17 on)
+    oldest_xmin_holder: str | None = None  # who keeps dead rows from being vacuumed: "pid 12 psql since 10:00"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PacingFacts:
+    """What matters of pacing.  ``servers`` has the target's side only where it is another server or database."""
+
+    servers: Mapping[Side, ServerPacing]
+    now: datetime  # knows its offset; by the ledger's clock
+    rows: float | None = None  # to be looked at from now on; None: unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreflightFacts:
     """Everything that preflight judges.
 
@@ -91,6 +117,7 @@ class PreflightFacts:
     expressions: tuple[ExpressionFacts, ...] = ()
     plans: tuple[PlanCheck, ...] = ()
     target_has_rows: bool | None = None
+    pacing: PacingFacts | None = None  # None: nobody looked
 
     @property
     def in_place(self) -> bool:

@@ -10,6 +10,7 @@ from engine.plan.preflight.columns import ColumnMap, map_columns
 from engine.plan.preflight.expressions import check_expressions, check_set
 from engine.plan.preflight.facts import PreflightFacts
 from engine.plan.preflight.keys import KeyChoice, choose_key
+from engine.plan.preflight.pacing import check_pacing
 from engine.plan.preflight.servers import check_application, check_cost, check_servers
 from engine.plan.preflight.tables import check_arbiter, check_growth, check_tables
 
@@ -41,3 +42,4 @@ def _findings(facts: PreflightFacts, choice: KeyChoice, columns: ColumnMap | Non
     yield from check_cost(facts, columns)
     yield from check_growth(facts)
     yield from check_application(facts)
+    yield from check_pacing(facts)

@@ -1,0 +1,460 @@
+"""The pace of one process's workers: decided here, or by whichever process of the fleet holds the pacer's lease.
+
+Once a second every process asks the ledger who paces the job.  The holder of the lease reads the signals, lets the law
+decide, and publishes the decision with an expiry; the others follow what they read there.  A decision that has expired
+(its author dead, or the ledger out of reach) counts as the minimum rate, never as no limit.
+
+A decision reaches the workers in three ways that do not mix: the bucket's rate (*when*), the sizers' target time (*how
+long one chunk can hurt*), and how many workers are at work (*how many at once*).  Leases are renewed elsewhere, so a
+job may be held for as long as it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from engine.clock import Clock
+from engine.events import ChunkCancelled, DeadlineLate, Emit, PaceChanged
+from engine.flow.control import Control
+from engine.flow.prepare import Prepared
+from engine.flow.shared import Shared
+from engine.flow.vacuum import VacuumKeeper
+from engine.flow.wishes import row_limit, signals_in_force
+from engine.flow.worker import Worker
+from engine.ledger.orders import PaceOrders
+from engine.ledger.records import JobRecord, JobStatus
+from engine.model import KeyValue, Mode, Phase
+from engine.pace.bucket import RATE_LIMIT, TokenBucket
+from engine.pace.controller import Controller
+from engine.pace.deadline import Forecast, forecast
+from engine.pace.law import Decision, Law, SignalPolicy, Situation
+from engine.pace.published import from_json, to_json
+from engine.spec.signals import SignalSpec
+from engine.watch.build import Place, Watched
+from engine.watch.watch import Sight, Watch
+
+TICK_S: Final = 1.0
+LEASE_S: Final = 5.0
+"""How long the pacer's lease holds without renewal: somebody else takes over a dead one's job within that time."""
+
+VALID_S: Final = 4.0
+"""How long a published decision counts: several ticks, so that one slow statement does not stop a fleet."""
+
+ASK_DEADLINE_S: Final = 2.0
+BINDING_SHARE: Final = 0.8
+"""Chunks waited for tokens in this share of the time, or nearly all tokens were used: then the limit is what counts."""
+
+USED_SHARE: Final = 0.9
+MINIMUM_CHUNK_EVERY_S: Final = 60.0
+"""Against gauges, one smallest chunk in that time is always let through."""
+
+FORECAST_EVERY_S: Final = 10.0
+
+WINDOW: Final = "window"
+NO_PACER: Final = "no pacer"
+
+MakeLaw = Callable[..., Law]
+"""``(policies, *, workers, min_rate_per_s, chunk_target_s, rng, baselines) -> Law``: ``Controller``, or another one."""
+
+
+def utc_now() -> datetime:
+    """The wall clock: windows and deadlines are people's times."""
+    return datetime.now(UTC)
+
+
+class Pacer:
+    """Paces the workers of one process, and all of the job's while it holds the lease."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        control: Control,
+        bucket: TokenBucket,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        emit: Emit,
+        make_law: MakeLaw = Controller,
+        wall: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.decision: Decision | None = None  # the one in force here
+        self._id = str(uuid.uuid4())
+        self._prepared = prepared
+        self._control = control
+        self._bucket = bucket
+        self._clock = clock
+        self._rng = rng
+        self._emit = emit
+        self._make_law = make_law
+        self._wall = wall
+        self._job: JobRecord | None = None
+        self._status: JobStatus | None = None
+        self._shared: Shared | None = None
+        self._workers: Sequence[Worker] = ()
+        self._law: Law | None = None
+        self._policies: tuple[SignalPolicy, ...] = ()
+        self._baselines: Mapping[str, tuple[float, float]] = {}
+        self._watch: Watch | None = None
+        self._watched: tuple[SignalSpec, ...] = ()  # what the watch was made for
+        self._keeper: VacuumKeeper | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._speed_per_s: float | None = None  # of one worker that never waits
+        self._valid_until = 0.0
+        self._forecast: Forecast | None = None
+        self._forecast_at = float("-inf")
+        self._was_late = False
+        self._said: tuple[object, ...] = ()
+        self._news = asyncio.Event()
+
+    # -- from the supervisor ----------------------------------------------------------------------------------------
+
+    def hear(self, job: JobRecord, status: JobStatus | None) -> None:
+        """The job and its status as last looked at.  New orders are followed at once."""
+        if self._job is not None and (self._job.orders != job.orders or self._job.spec != job.spec):
+            self._news.set()
+        self._job, self._status = job, status
+
+    async def begin(self, shared: Shared, workers: Sequence[Worker]) -> None:
+        """A phase begins: have a pace in force before its first chunk."""
+        self._shared, self._workers = shared, workers
+        self._bucket.take_usage()
+        await self._tick()
+
+    async def run(self) -> None:
+        """Pace until cancelled.  Whatever fails, the workers are never faster than the last decision that is valid."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._news.wait()
+            self._news.clear()
+            try:
+                await self._tick()
+            except Exception as error:
+                self._fall_back()
+                await self._control.mend(error)
+
+    async def rest(self) -> None:
+        """Nothing moves for a while: ask nobody anything, and let others pace."""
+        await self._retire()
+        self._shared, self._workers = None, ()
+        if self._job is not None:
+            with suppress(Exception):
+                await self._control.ledger.leave_pacer(self._job.id, self._id)
+
+    # -- a tick -----------------------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        assert self._job is not None, "hear() first"
+        async with asyncio.timeout(ASK_DEADLINE_S):
+            look = await self._control.ledger.pacer(self._job.id, self._id, socket.gethostname(), os.getpid(), LEASE_S)
+        now = self._clock.now()
+        if look.is_mine:
+            if self._law is None:
+                self._adopt(look.decision)
+            decision = await self._lead()
+            async with asyncio.timeout(ASK_DEADLINE_S):
+                ours = await self._control.ledger.publish_pace(
+                    self._job.id, self._id, self._published(decision), VALID_S
+                )
+            if ours:
+                self._valid_until = self._clock.now() + VALID_S
+                self._apply(decision)
+        else:
+            await self._retire()
+            followed = from_json(look.decision) if look.valid_for_s is not None else None
+            if followed is not None:
+                self._valid_until = now + min(look.valid_for_s or 0.0, VALID_S)
+                self._apply(followed)
+        self._fall_back()
+
+    def _fall_back(self) -> None:
+        """Nobody's decision counts any more: go at the minimum until somebody's does."""
+        if self._clock.now() >= self._valid_until:
+            self._apply(Decision(rate_per_s=self._minimum_per_s, leads=NO_PACER, reason=f"{NO_PACER}: at the minimum"))
+
+    # -- leading ----------------------------------------------------------------------------------------------------
+
+    async def _lead(self) -> Decision:
+        """Read the signals, and decide."""
+        await self._attend()
+        now = self._clock.now()
+        assert self._law is not None
+        sight = await self._watch.take() if self._watch is not None else Sight(alone=True)
+        used, binding = self._usage()
+        ceiling, why = self._ceiling(sight)
+        situation = Situation(
+            now=now,
+            readings=sight.readings,
+            used_per_s=used,
+            binding=binding,
+            capacity_per_s=self._capacity(),
+            alone=sight.alone,
+            closed=self._closed(),
+            ceiling_per_s=ceiling,
+            ceiling_reason=why,
+        )
+        decision = self._law.step(situation)
+        if self._watch is not None:
+            self._watch.set_quiet(sight.alone)
+        allowed = self._orders.workers
+        if allowed is not None:
+            decision = replace(decision, workers=min(allowed, decision.workers or allowed))
+        self._look_at_deadline(decision)
+        return decision
+
+    async def _attend(self) -> None:
+        """Have the probes and the law that the spec and the orders ask for."""
+        wanted = signals_in_force(self._prepared.spec.pace.effective_signals(), self._orders)
+        if self._watch is None or wanted != self._watched:
+            await self._close_watch()
+            self._watch = await Watch.open(
+                self._places(wanted),
+                clock=self._clock,
+                rng=self._rng,
+                on_cancel=self._cancelled,
+                rows_committed=self._rows_done,
+            )
+            self._watched = wanted
+            self._policies = self._watch.policies
+        if self._law is None:
+            self._law = self._make_law(
+                self._policies,
+                workers=self._total,
+                min_rate_per_s=self._minimum_per_s,
+                chunk_target_s=self._prepared.spec.chunk.target_s,
+                rng=self._rng,
+                baselines=self._baselines,
+            )
+        self._law.change(self._policies, self._total)
+        self._keep()
+
+    def _adopt(self, published: Mapping[str, Any] | None) -> None:
+        """What another pacer learnt of these databases, so that the job need not be held to learn it again."""
+        found = (published or {}).get("baselines")
+        if isinstance(found, Mapping):
+            self._baselines = {
+                str(name): (float(pair[0]), float(pair[1]))
+                for name, pair in found.items()
+                if isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, int | float) for x in pair)
+            }
+
+    def _keep(self) -> None:
+        """In place with a budget for growth, somebody vacuums behind the workers: whoever paces."""
+        spec, job = self._prepared.spec, self._job
+        if self._keeper is not None or spec.bloat.max_growth is None or job is None:
+            return
+        if self._prepared.mode is not Mode.UPDATE or self._is_sweeping:
+            return
+        self._keeper = VacuumKeeper(
+            self._prepared.endpoints.target,
+            self._prepared.source.table,
+            # A ledger from before this was measured: the growth from now on.
+            start_bytes=self._prepared.source_table.heap_bytes if job.heap_bytes is None else job.heap_bytes,
+            max_growth=spec.bloat.max_growth,
+            rows_total=job.rows_estimated,
+            rows_written=self._rows_done,
+            clock=self._clock,
+            emit=self._emit,
+            job=job.name,
+            on_change=self._news.set,
+        )
+        self._keeping = asyncio.create_task(self._keeper.run(), name="vacuum")
+
+    def _closed(self) -> dict[str, str]:
+        closed: dict[str, str] = {}
+        if outside := self._prepared.spec.pace.open_windows.reason(self._wall()):
+            closed[WINDOW] = outside
+        if self._keeper is not None:
+            closed.update(self._keeper.closed)
+        return closed
+
+    def _usage(self) -> tuple[float, bool]:
+        """Rows a second that the whole job was granted since the last tick, and whether the limit was what counted."""
+        usage = self._bucket.take_usage()
+        used = usage.granted_per_s / self._share
+        if self._status is not None and self._share < 1:
+            used = max(used, self._status.rows_per_s)
+        limit = self._bucket.rate
+        binding = usage.limited_fraction >= BINDING_SHARE or (
+            limit is not None and usage.granted_per_s >= limit * USED_SHARE
+        )
+        return used, binding
+
+    def _capacity(self) -> float | None:
+        """Rows a second of all workers that never waited: as many times one's as there are."""
+        speeds = [speed for worker in self._workers if (speed := worker.speed_per_s) is not None]
+        if not speeds:
+            return None
+        return sum(speeds) / len(speeds) * self._total
+
+    def _ceiling(self, sight: Sight) -> tuple[float | None, str]:
+        """The user's limit, in rows a second, and which one it is."""
+        assert self._job is not None
+        per_row = sight.own_wal_bytes_per_row or self._prepared.row_bytes  # until it is measured
+        wal = self._prepared.spec.pace.max_wal_bytes_per_s
+        return row_limit(self._orders, self._job.spec, wal, per_row)
+
+    def _places(self, signals: tuple[SignalSpec, ...]) -> Watched:
+        """What the watch must know: where foreground reads and writes are felt."""
+        prepared = self._prepared
+        endpoints, plan = prepared.endpoints, prepared.plan
+
+        def random_key() -> KeyValue | None:
+            return plan.space.guess(self._rng.random() * plan.rows) if plan.spans else None
+
+        target = None
+        if not endpoints.is_one:
+            assert prepared.sweep_key is not None
+            assert prepared.sweep_source is not None
+            # The target's own index may have the key's columns in another order.
+            order = [prepared.key.names.index(name) for name in prepared.sweep_source.key.names]
+
+            def their_key() -> KeyValue | None:
+                key = random_key()
+                return None if key is None or len(key) < len(order) else tuple(key[i] for i in order)
+
+            target = Place(
+                database=endpoints.target,
+                table=prepared.written_table.name,
+                key=prepared.sweep_key.columns,
+                random_key=their_key,
+            )
+        return Watched(
+            job=prepared.spec.name,
+            signals=signals,
+            source=Place(
+                database=endpoints.source,
+                table=prepared.source.table,
+                key=prepared.key.columns,
+                random_key=random_key,
+            ),
+            target=target,
+            written=prepared.written_table.name,
+        )
+
+    def _rows_done(self) -> float:
+        return float(self._status.rows_done) if self._status is not None else 0.0
+
+    # -- the deadline -----------------------------------------------------------------------------------------------
+
+    def _look_at_deadline(self, decision: Decision) -> None:
+        finish_by, status, now = self._prepared.spec.pace.finish_by, self._status, self._clock.now()
+        if finish_by is None or status is None or now - self._forecast_at < FORECAST_EVERY_S:
+            return
+        self._forecast_at = now
+        left = max(0.0, status.rows_estimated * (1 - status.progress))
+        allowed = decision.rate_per_s if decision.rate_per_s is not None else self._capacity()
+        pace = max(status.rows_per_s, allowed or 0.0) if not decision.held else 0.0
+        if decision.held and decision.leads == WINDOW:
+            pace = self._capacity() or 0.0  # the windows are counted by themselves
+            if not pace:
+                return
+        self._forecast = forecast(self._wall(), finish_by, left, pace, self._prepared.spec.pace.open_windows.open_s)
+        if self._forecast.is_late and not self._was_late:
+            self._emit(DeadlineLate(job=status.job, reason=self._lateness(finish_by)))
+        self._was_late = self._forecast.is_late
+
+    def _lateness(self, finish_by: datetime) -> str:
+        assert self._forecast is not None
+        needed = self._forecast.needed_per_s
+        return f"finish_by {finish_by:%Y-%m-%d %H:%M %Z} cannot be met at the allowed pace" + (
+            f": {needed:,.0f} rows/s are needed" if needed < float("inf") else ": the time is up"
+        )
+
+    # -- applying ---------------------------------------------------------------------------------------------------
+
+    def _apply(self, decision: Decision) -> None:
+        """Bring a decision to this process's workers."""
+        self.decision = decision
+        share = self._share
+        rate = None if decision.rate_per_s is None else decision.rate_per_s * share
+        reason = decision.leads or RATE_LIMIT
+        if rate != self._bucket.rate or reason != self._bucket.limited_by:
+            self._bucket.set_rate(rate, reason)
+        if decision.held:
+            self._bucket.hold(reason)
+        elif self._bucket.is_held:
+            self._bucket.release()
+        target_s = decision.chunk_target_s or self._prepared.spec.chunk.target_s
+        for worker in self._workers:
+            if worker.sizer.target_s != target_s:
+                worker.sizer.target_s = target_s
+        if self._shared is not None:
+            active = self._total if decision.workers is None else decision.workers
+            self._shared.allow(-(-active * len(self._workers) // self._total))
+        self._tell(decision)
+
+    def _tell(self, decision: Decision) -> None:
+        said = (decision.stage, decision.held, decision.leads)
+        if said != self._said and self._job is not None:
+            self._said = said
+            self._emit(
+                PaceChanged(
+                    job=self._job.name,
+                    stage=decision.stage.value,
+                    leads=decision.leads,
+                    reason=decision.reason,
+                    limit_rows_per_s=decision.rate_per_s,
+                )
+            )
+
+    def _cancelled(self, reason: str) -> None:
+        assert self._job is not None
+        self._emit(ChunkCancelled(job=self._job.name, reason=reason))
+
+    def _published(self, decision: Decision) -> dict[str, Any]:
+        late = self._forecast
+        growth = self._keeper.growth if self._keeper is not None else None
+        return to_json(decision) | {
+            "baselines": {name: list(pair) for name, pair in (self._law.baselines if self._law else {}).items()},
+            "deadline": None if late is None or not late.is_late else {"late_by_s": late.late_by_s},
+            "growth": None if growth is None else {"ratio": growth.ratio, "max": growth.maximum},
+        }
+
+    # -- plumbing ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _orders(self) -> PaceOrders:
+        return self._job.orders if self._job is not None else PaceOrders()
+
+    @property
+    def _total(self) -> int:
+        """Workers of the job, wherever they are."""
+        return max(1, len(self._workers), self._status.workers if self._status is not None else 0)
+
+    @property
+    def _share(self) -> float:
+        """This process's part of the job's rate."""
+        return max(1, len(self._workers)) / self._total
+
+    @property
+    def _minimum_per_s(self) -> float:
+        return self._prepared.spec.chunk.min_rows / MINIMUM_CHUNK_EVERY_S
+
+    @property
+    def _is_sweeping(self) -> bool:
+        return self._shared is not None and self._shared.phase is Phase.SWEEP
+
+    async def _retire(self) -> None:
+        """Somebody else decides: probe and vacuum no longer."""
+        await self._close_watch()
+        if self._law is not None:
+            self._baselines, self._law = self._law.baselines, None
+        keeping, self._keeping, self._keeper = self._keeping, None, None
+        if keeping is not None:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
+    async def _close_watch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            await watch.close()

@@ -1,0 +1,77 @@
+"""The watch of one job: everything that ``flow`` asks of this room, in one object."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from engine.clock import Clock
+from engine.pace.law import Reading, SignalPolicy
+from engine.watch.build import Built, Watched, build
+from engine.watch.watcher import Watcher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """What was seen since the last look."""
+
+    readings: tuple[Reading, ...] = ()
+    alone: bool = False  # nobody else uses the job's servers
+    own_wal_bytes_per_row: float | None = None  # what one row of ours costs in WAL
+    own_wal_bytes_per_s: float | None = None
+    own_wal_is_exact: bool = False  # else estimated: PostgreSQL before 18
+
+
+class Watch:
+    """Probes at work, from ``open`` to ``close``."""
+
+    def __init__(self, built: Built, watcher: Watcher) -> None:
+        self.policies: tuple[SignalPolicy, ...] = built.policies
+        self._names = frozenset(policy.name for policy in built.policies)
+        self._wal = built.wal
+        self._watcher = watcher
+
+    @classmethod
+    async def open(
+        cls,
+        watched: Watched,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        on_cancel: Callable[[str], None],
+        rows_committed: Callable[[], float] = lambda: 0.0,
+    ) -> Self:
+        """Begin to watch; returns when it is known whether anybody else is there, or nobody can say.
+
+        ``on_cancel`` is told, in words, that a chunk was cancelled because somebody waited for it.  ``rows_committed``:
+        rows that the job has committed so far, which before PostgreSQL 18 its share of the WAL is estimated from.
+        """
+        built = build(watched, clock=clock, rng=rng, on_cancel=on_cancel, rows_committed=rows_committed)
+        watcher = Watcher(built.probes, clock=clock, rng=rng, presences=built.presences)
+        try:
+            await watcher.start()
+        except BaseException:
+            await watcher.close()
+            raise
+        return cls(built, watcher)
+
+    async def take(self) -> Sight:
+        """What was seen since the last call."""
+        own = self._wal.own
+        return Sight(
+            readings=tuple(reading for reading in self._watcher.take() if reading.signal in self._names),
+            alone=self._watcher.alone,
+            own_wal_bytes_per_row=own.bytes_per_row if own is not None else None,
+            own_wal_bytes_per_s=own.bytes_per_s if own is not None else None,
+            own_wal_is_exact=own is not None and own.is_exact,
+        )
+
+    def set_quiet(self, quiet: bool) -> None:
+        """Ask less often, while nobody else is there."""
+        self._watcher.set_quiet(quiet)
+
+    async def close(self) -> None:
+        """Stop asking and end every session."""
+        await self._watcher.close()

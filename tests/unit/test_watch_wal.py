@@ -1,0 +1,97 @@
+"""Whose WAL it is: exact where the server counts per process, else estimated from rows."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from engine.watch.wal import OwnWal
+
+MB = 1e6
+
+
+def test_two_observations_are_needed() -> None:
+    wal = OwnWal(exact=True)
+    assert (wal.total_per_s, wal.bytes_per_s, wal.others_per_s, wal.bytes_per_row) == (None, None, None, None)
+    wal.observe(0.0, 0.0, 0.0, {})
+    assert wal.others_per_s is None
+    wal.observe(1.0, 5 * MB, 0.0, {})
+    assert (wal.total_per_s, wal.bytes_per_s, wal.others_per_s, wal.bytes_per_row) == (5 * MB, 0.0, 5 * MB, None)
+
+
+def test_exact_figures_come_from_the_processes() -> None:
+    wal = OwnWal(exact=True)
+    for second in range(6):
+        # Worker 1 was there before us with 100 MB; worker 2 begins later; others write 3 MB a second.
+        backends: dict[object, float] = {1: 100 * MB + second * MB}
+        if second >= 2:
+            backends[2] = (second - 1) * MB
+        own = second * MB + max(0, second - 1) * MB
+        wal.observe(float(second), own + second * 3 * MB, second * 10_000.0, backends)
+    assert wal.bytes_per_s == pytest.approx(9 * MB / 5)
+    assert wal.others_per_s == pytest.approx(3 * MB)
+    assert wal.bytes_per_row == pytest.approx(9 * MB / 50_000)
+
+
+def test_a_process_that_ended_takes_nothing_back() -> None:
+    wal = OwnWal(exact=True)
+    wal.observe(0.0, 0.0, 0.0, {1: 0.0})
+    wal.observe(1.0, 4 * MB, 1000.0, {1: 4 * MB})
+    wal.observe(2.0, 4 * MB, 1000.0, {})
+    assert wal.bytes_per_s == pytest.approx(2 * MB)
+    assert wal.others_per_s == 0
+
+
+def test_a_process_that_reports_late_does_not_make_others_negative() -> None:
+    wal = OwnWal(exact=True)
+    wal.observe(0.0, 0.0, 0.0, {1: 0.0})
+    wal.observe(1.0, 1 * MB, 1000.0, {1: 3 * MB})
+    assert (wal.bytes_per_s, wal.others_per_s) == (1 * MB, 0.0)
+
+
+def test_the_estimate_is_near_the_truth_when_others_pause_now_and_then() -> None:
+    rng = random.Random(3)
+    wal = OwnWal(exact=False)
+    position = rows = 0.0
+    for second in range(60):
+        wal.observe(float(second), position, rows)
+        step = rng.uniform(5_000, 15_000)
+        rows += step
+        position += step * 200 * rng.uniform(0.95, 1.05) + (0 if second % 5 == 0 else rng.uniform(1, 9) * MB)
+    assert wal.bytes_per_row == pytest.approx(200, rel=0.1)
+    assert wal.bytes_per_s == pytest.approx(2 * MB, rel=0.3)
+    assert wal.others_per_s is not None
+    assert wal.total_per_s == pytest.approx(wal.bytes_per_s + wal.others_per_s)
+
+
+def test_an_estimate_is_never_below_what_all_wal_allows() -> None:
+    """It is an upper bound of a row's cost as long as nobody else wrote less than nothing."""
+    wal = OwnWal(exact=False)
+    for second in range(10):
+        wal.observe(float(second), second * 10 * MB, second * 10_000.0)
+    assert wal.bytes_per_row == pytest.approx(1000)
+
+
+def test_idle_seconds_of_ours_say_nothing_about_a_row() -> None:
+    wal = OwnWal(exact=False)
+    for second in range(5):
+        wal.observe(float(second), second * 10 * MB, second * 1.0)
+    assert wal.bytes_per_row is None
+    assert wal.bytes_per_s == 0.0
+    assert wal.others_per_s == pytest.approx(10 * MB)
+
+
+def test_another_server_begins_anew() -> None:
+    wal = OwnWal(exact=False)
+    wal.observe(0.0, 100 * MB, 1000.0)
+    wal.observe(1.0, 101 * MB, 2000.0)
+    wal.observe(2.0, 5 * MB, 3000.0)
+    assert wal.total_per_s is None
+
+
+def test_the_window_moves() -> None:
+    wal = OwnWal(exact=True)
+    for second in range(40):
+        wal.observe(float(second), min(second, 20) * MB, 0.0, {})
+    assert wal.total_per_s == 0
