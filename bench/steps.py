@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -26,6 +27,7 @@ class Answer:
 
     back_under_s: float
     regained_s: float
+    spare_per_s: float  # rows per second before the step, or at the end: the better of them
     over_before: float  # share of the windows before the step that were over the target
     over_inside: float  # of those in it, from when the foreground was back under the target
 
@@ -75,10 +77,12 @@ def judge_step(run: Beside, step: Step, limit_s: float) -> Answer:
     back_s = min(judge.back_under_s(ends[inside], found[inside], ROOM * limit_s, up_at), step.lasts_s)
     rates = run.rates()
     before, after = rates[: int(step.up_s)], rates[int(step.up_s + step.lasts_s) :]
-    spare_per_s = statistics.median(before.tolist()) if len(before) else 0.0
+    # A law that was too timid before the step must not be back soon at next to nothing.
+    spare_per_s = max(statistics.median(part.tolist() or [0.0]) for part in (before, after[-len(before) :]))
     return Answer(
         back_s,
         min(judge.regained_s(after, REGAINED_SHARE * spare_per_s), float(len(after))),
+        spare_per_s,
         1 - judge.share_within(run.answers, run.start, up_at, ROOM * limit_s),
         1 - judge.share_within(run.answers, up_at + back_s, down_at, ROOM * limit_s),
     )
@@ -115,10 +119,13 @@ def _sample(run: Beside, answer: Answer, limit_s: float) -> Any:
 def _report(sitting: Sitting, answers: list[Answer]) -> None:
     def figure(what: str, values: list[float], unit: str, target: Target | None = None) -> None:
         rounds = ", ".join(f"{value:.3g}" for value in values)
-        sitting.figure(f"step: {what}", max(values, default=float("nan")), unit, target, f"the worst of {rounds}")
+        sitting.figure(f"step: {what}", max(values, default=math.nan), unit, target, f"the worst of {rounds}")
 
     under, again = Target(MOST_BACK_UNDER_S, AT_MOST), Target(MOST_REGAINED_S, AT_MOST)
     figure("back under the target after", [a.back_under_s for a in answers], "s", under)
     figure(f"{REGAINED_SHARE:.0%} of the spare capacity again after", [a.regained_s for a in answers], "s", again)
+    rates = [a.spare_per_s for a in answers]
+    note = "rounds " + ", ".join(f"{rate:,.0f}" for rate in rates)
+    sitting.figure("step: spare capacity as used", statistics.median(rates or [math.nan]), "rows/s", note=note)
     figure("windows over the target before it", [a.over_before for a in answers], "")
     figure("windows over the target in it, once back", [a.over_inside for a in answers], "")

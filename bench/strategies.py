@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from bench.laws import NiceRatio, StopGo
 from engine.flow.pacer import MakeLaw
 from engine.pace.controller import Controller
 
@@ -51,25 +52,13 @@ def make_strategy(name: str, *, fixed_per_s: float | None, probe_target: str | N
             detail = f"signals off, max_rows_per_s {fixed_per_s:,.0f}: {FIXED_SHARE:.0%} of the unthrottled rate"
             return Strategy(name, detail, {**SIGNALS_OFF, "max_rows_per_s": round(fixed_per_s)})
         case "stop-go":
-            return Strategy(name, "on or off by a threshold on the probes (gh-ost, freno)", signals, _stop_go)
+            return Strategy(name, "on or off by a threshold on the probes (gh-ost, freno)", signals, StopGo)
         case "nice":
-            return Strategy(name, "a pause in proportion to the time that chunks took", signals, _nice_ratio)
+            return Strategy(name, "a pause in proportion to the time that chunks took", signals, NiceRatio)
         case "ours":
             targets = "learnt targets" if probe_target is None else f"both probes' target {probe_target}"
             return Strategy(name, f"default settings, {targets}", signals)
     raise ValueError(f"no strategy {name!r}")
-
-
-def _stop_go(*given: Any, **named: Any) -> Any:
-    from bench.laws import StopGo  # as above
-
-    return StopGo(*given, **named)
-
-
-def _nice_ratio(*given: Any, **named: Any) -> Any:
-    from bench.laws import NiceRatio  # as above
-
-    return NiceRatio(*given, **named)
 
 
 def _signals(probe_target: str | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from engine.telemetry import JsonLines, message, tee
 @click.option("--job", "jobs", multiple=True, metavar="NAME", help="Only this job; may be given several times.")
 @click.option("--workers", type=click.IntRange(1, MAX_WORKERS), metavar="N", help="Workers. Default: as each job says.")
 @click.option("--env", "variables", multiple=True, metavar="NAME", help="A variable that a job's dsn may refer to.")
+@click.option("--allow-url", "urls", multiple=True, metavar="URL", help="An address that signals of jobs may ask.")
 @click.option("--once", is_flag=True, help="End when no job is left to work.")
 @output_options
 def worker(
@@ -35,17 +36,20 @@ def worker(
     jobs: tuple[str, ...],
     workers: int | None,
     variables: tuple[str, ...],
+    urls: tuple[str, ...],
     once: bool,
 ) -> int:
     """Work the jobs of a ledger, one after another, beside whoever else does.
 
     Connections are this host's own: the ledger's database by --dsn, sources by --source-dsn, or by a job's own
-    reference where it names SOURCE_DSN, TARGET_DSN, or a variable allowed by --env.
+    reference where it names SOURCE_DSN, TARGET_DSN, or a variable allowed by --env. Signals that ask Prometheus or
+    another HTTP server do so only below an address allowed by --allow-url.
     """
     lent = Lent(
         target=dsn_of(dsn, "--dsn") if dsn else Dsn.from_environment(os.environ),
         source=dsn_of(source_dsn, "--source-dsn") if source_dsn else None,
         variables=frozenset((*DEFAULT_VARIABLES, *variables)),
+        urls=frozenset(urls),
     )
     return run_async(_work(terminal, lent, jobs, workers, once=once))
 

@@ -3,7 +3,8 @@
 What a job's row says is believed only as far as this host allows.  The ledger's own database is the target, so the
 target's connection is always the one we were given.  The source of a job between two databases is reached by the
 connection string that the operator of this host gave, or by a reference (``${SOURCE_DSN}``) to a variable that the
-operator allowed to be looked up; any other job is left to other hosts, and said so once.
+operator allowed to be looked up; a signal's URL is asked only if the operator allowed it.  Any other job is left to
+other hosts, and said so once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from engine.clock import Clock, SystemClock
 from engine.db import Action, Connection, Database, classify
@@ -51,17 +53,23 @@ class JobLeftAside(Event):
 
 @dataclass(frozen=True, slots=True)
 class Lent:
-    """What this host lends to jobs of the ledger: connections, and names of variables that references may mean."""
+    """What this host lends to jobs of the ledger: connections, names of variables that references may mean, and URLs
+    (with everything below them) that signals may ask.
+    """
 
     target: Dsn
     source: Dsn | None = None
     variables: frozenset[str] = frozenset(DEFAULT_VARIABLES)
+    urls: frozenset[str] = frozenset()
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
 
     def spec_of(self, job: JobRecord) -> JobSpec:
         """The job's spec with this host's connections.  Raises ``UsageError`` when its source cannot be reached from
         here, and ``SpecError`` when the ledger's row is no spec.
         """
+        return self._checked(self._with_connections(job))
+
+    def _with_connections(self, job: JobRecord) -> JobSpec:
         # References are kept as the ledger has them: who works a job does not rewrite its settings.
         target = Dsn(self.target.secret(), reference=_reference(job, "target"))
         if job.mode is not Mode.COPY:
@@ -69,6 +77,17 @@ class Lent:
             in_target = job.mode is Mode.INSERT and _reference(job, "target") is not None
             return JobSpec.from_ledger(job.spec, source_dsn=source, target_dsn=target if in_target else None)
         return JobSpec.from_ledger(job.spec, source_dsn=self._source_of(job), target_dsn=target)
+
+    def _checked(self, spec: JobSpec) -> JobSpec:
+        """The spec, unless one of its signals would have this host contact an address that nobody here named."""
+        for signal in spec.pace.effective_signals():
+            if signal.url is not None and not any(_is_below(signal.url, allowed) for allowed in self.urls):
+                address = "{0.scheme}://{0.netloc}".format(urlsplit(signal.url))
+                raise UsageError(
+                    f"its signal {signal.name} asks {address}, which this worker may not contact",
+                    hint=f"allow it by --allow-url {address}",
+                )
+        return spec
 
     def _source_of(self, job: JobRecord) -> Dsn:
         reference = _reference(job, "source")
@@ -84,6 +103,14 @@ class Lent:
         if not self.environment.get(variable):
             raise UsageError(f"its source is {reference}, which is not set here", hint=f"export {variable}")
         return Dsn(self.environment[variable], reference=reference)
+
+
+def _is_below(url: str, allowed: str) -> bool:
+    """True for the allowed URL itself and for what is below its path."""
+    asked, root = urlsplit(url), urlsplit(allowed)
+    path = root.path.rstrip("/")
+    same_server = (asked.scheme, asked.netloc) == (root.scheme, root.netloc)
+    return same_server and ".." not in asked.path and (asked.path == path or asked.path.startswith(f"{path}/") or not path)
 
 
 def _reference(job: JobRecord, side: str) -> str | None:

@@ -31,7 +31,7 @@ LOOK_SHARE: Final = 0.05
 """Looks take at most this share of the time, however many partitions there are."""
 
 WAITING_LOOK_S: Final = 0.5
-"""Between two looks while the job is held, or the server does not answer.  The end of a VACUUM is noticed at once."""
+"""At most between two looks while the job is held, or the server does not answer.  The end of a VACUUM is noticed at once."""
 
 STALE_S: Final = 10.0
 """A growth that has not been measured for so long is unknown, and closes the gate."""
@@ -165,9 +165,10 @@ class VacuumKeeper:
         verdicts = self._decide(seen, rows_written)
         self._act(seen, verdicts)
         shortest_s = (self._looked_at - began) / LOOK_SHARE
-        if any(verdict.hold for verdict in verdicts.values()):
-            return max(shortest_s, WAITING_LOOK_S)
-        return max(shortest_s, min((policy.next_look_s for policy in self._policies.values()), default=WAITING_LOOK_S))
+        next_s = [policy.next_look_s for policy in self._policies.values()]
+        if not next_s or any(verdict.hold for verdict in verdicts.values()):
+            next_s.append(WAITING_LOOK_S)
+        return max(shortest_s, min(next_s))
 
     async def _look(self, connection: Connection) -> Look:
         seen = await look(connection, self._table, timeout_s=LOOK_DEADLINE_S)

@@ -194,6 +194,7 @@ class Controller:
     def _somebody_came(self, now: float) -> None:
         self._free = False
         self._quiet.trust_since(now - FRESH_S)
+        self._slowdowns.postpone()
         # What was right a moment ago is a better guess than a start from nothing.
         self._begun = self._begun and now - self._rate.jumped_at <= FRESH_S
         if self._begun:
@@ -290,6 +291,8 @@ class Controller:
         if self._held:
             self._held = False
             long_ago = self._admitted_at is not None and now - self._admitted_at > FRESH_S
+            if long_ago:
+                self._quiet.trust_since(now - FRESH_S)
             if long_ago and self._fastest is not None:
                 self._rate.restart(min(self._rate.per_s, START_SHARE * self._fastest), now)
             else:
@@ -330,6 +333,7 @@ class Controller:
             rate = self._min_rate
         if gauges.trouble is not None:
             rate = min(rate, max(self._admitted_per_s, self._min_rate))
+        capacity = statistics.median(self._capacities) if self._capacities else None
         leads, reason = gauge_words(gauges, situation.now)
         if stage is Stage.SLOWDOWN:
             leads, reason = "slowdown", BASELINE_REASON
@@ -339,7 +343,8 @@ class Controller:
         return Decision(
             rate_per_s=rate,
             chunk_target_s=None if situation.alone else self._response.chunk_s(),
-            workers=self._response.active(rate, self._fastest, situation.now),
+            # What they do now, at the present size of chunks, and not what they could.
+            workers=self._response.active(rate, capacity, situation.now),
             leads=leads,
             reason=reason,
             stage=stage,

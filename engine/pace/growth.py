@@ -55,6 +55,10 @@ MINIMUM_STUB_ROW_BYTES: Final = 80.0
 
 UNKNOWN_ROW_BYTES: Final = 100.0
 RATE_WINDOW_S: Final = 3.0
+SHORT_WINDOW_S: Final = 0.5
+"""The job's speed is the higher one of these two windows: some chunks must have ended in the shorter one, and a job
+that has just begun, or was just let go, is faster than its last seconds tell."""
+
 MARKS: Final = 1024
 """Moments remembered beyond the horizon; of more than these every second one is forgotten."""
 
@@ -72,6 +76,9 @@ LONGEST_LOOK_S: Final = 5.0
 FIRST_RETRY_S: Final = 2.0
 LONGEST_RETRY_S: Final = 300.0
 """After a VACUUM that failed or removed nothing; doubling."""
+
+LATE_S: Final = 1.5
+"""The counters, and what other processes have written, may be so late; until then the last rate is taken to go on."""
 
 GENTLE_SHARE: Final = 1 / 3
 """Share of the budget that may be written while a VACUUM runs before it shifts up."""
@@ -155,9 +162,13 @@ class GrowthPolicy:
         self._counted = 0.0  # rows that the statistics know to have died since the first look
         self._counted_updates = 0.0
         self._counted_cold = 0.0  # of those updates, the ones that were not HOT
-        self._made = 0.0  # bytes that have died: the maximum of what is counted and what is reckoned
+        self._known = 0.0  # bytes that have died: the maximum of what is counted and what is reckoned
+        self._known_at = 0.0  # when that last changed, and the size of the file then
+        self._bytes_when_known = 0
+        self._guess = 0.0  # bytes that will turn out to have died since
         self._removed = 0.0  # bytes of them that are room now, or were
-        self._room = 0.0
+        self._room_given = 0.0  # room when `_made` was …
+        self._given_at = 0.0  # … this
         self._bytes_after_vacuum = start_bytes
         self._between_looks_s = 0.0
         self._holds = False  # as last decided
@@ -193,7 +204,12 @@ class GrowthPolicy:
     @property
     def room_bytes(self) -> float:
         """Estimate of what can still be written before the file grows."""
-        return max(0.0, self._room)
+        return max(0.0, self._room_given - (self._made - self._given_at))
+
+    @property
+    def _made(self) -> float:
+        """Bytes that have died."""
+        return self._known + self._guess
 
     @property
     def _growth(self) -> float:
@@ -212,19 +228,18 @@ class GrowthPolicy:
         last, self._sight = self._sight, sight
         if last is None:
             self._first = sight
-            self._made = sight.dead_rows * self._row_bytes
+            self._known = sight.dead_rows * self._row_bytes
+            self._known_at, self._bytes_when_known = sight.now, sight.bytes
             self._bytes_after_vacuum = sight.bytes
         else:
-            before = self._made
-            self._count(last, sight)
-            self._room = max(0.0, self._room - (self._made - before))
             self._between_looks_s = max(0.0, sight.now - last.now)
             if not self._holds:
                 self._active_s += self._between_looks_s
+            self._count(last, sight)
         if last is not None and sight.vacuums > last.vacuums:
             self._credit(sight)
-        elif self._room > 0 and sight.bytes > self._bytes_after_vacuum + DISBELIEF * self.start_bytes:
-            self._room = 0.0
+        elif self.room_bytes > 0 and sight.bytes > self._bytes_after_vacuum + DISBELIEF * self.start_bytes:
+            self._room_given = 0.0
         self._remember(_Mark(self._made, sight.next_xid), sight.horizon_xid)
 
     def started(self, now: float, verdict: Verdict) -> None:
@@ -261,7 +276,7 @@ class GrowthPolicy:
         sight = self._sight
         if sight is None or self.start_bytes < MINIMUM_BYTES or self._is_ending(sight):
             return Verdict()
-        budget, growth, room = self.budget_bytes, self._growth, self._room
+        budget, growth, room = self.budget_bytes, self._growth, self.room_bytes
         whole = self._is_whole(sight)
         least = WORTHWHILE * budget
         rate = self._rate()
@@ -295,8 +310,20 @@ class GrowthPolicy:
         if sight.rows_written is not None and self._first.rows_written is not None:
             # The counters are up to a second old, in which a fast job writes a tenth of a small table.
             reckoned = (sight.rows_written - self._first.rows_written) * self._cold_share()
-        died = self._first.dead_rows + max(self._counted, reckoned)
-        self._made = max(self._made, died * self._row_bytes)
+        known = (self._first.dead_rows + max(self._counted, reckoned)) * self._row_bytes
+        age = sight.now - self._known_at
+        if known > self._known:
+            self._known, self._known_at, self._bytes_when_known = known, sight.now, sight.bytes
+            self._guess = 0.0
+        elif age > LATE_S:
+            self._guess = 0.0
+        elif not self._holds:
+            grown = (sight.bytes - self._bytes_when_known) * (1.0 if self._cold_share() > 0 else 0.0)
+            self._guess = max(self._guess, self._rate() * age, grown)
+        if self._guess == 0.0:
+            self._recent.append((self._active_s, known))
+        while len(self._recent) > 2 and self._active_s - self._recent[1][0] >= RATE_WINDOW_S:
+            self._recent.popleft()
 
     def _cold_share(self) -> float:
         """Share of the updates that need a VACUUM: as counted, before that as the file's growth suggests."""
@@ -314,18 +341,15 @@ class GrowthPolicy:
         self._bytes_after_vacuum = sight.bytes
         if removed > 0:
             self._removed += removed
-            self._room += SURE_ROOM * removed
+            self._room_given, self._given_at = self.room_bytes + SURE_ROOM * removed, self._made
             self._retry_at, self._retry_s = -math.inf, FIRST_RETRY_S
 
     def _remember(self, mark: _Mark, horizon_xid: int) -> None:
         self._marks.append(mark)
-        self._recent.append((self._active_s, mark.made))
         while len(self._marks) > 1 and self._marks[1].next_xid <= horizon_xid:
             self._marks.popleft()
         if len(self._marks) > MARKS:
             self._marks = deque([*self._marks][::2])
-        while len(self._recent) > 2 and self._active_s - self._recent[1][0] >= RATE_WINDOW_S:
-            self._recent.popleft()
 
     def _removable(self) -> float:
         """Bytes that a VACUUM begun now would remove: what had died before the horizon."""
@@ -337,15 +361,22 @@ class GrowthPolicy:
         made = before.made
         if len(self._marks) > 1:  # in between, as many rows are taken to have died per transaction
             after = self._marks[1]
-            made += (after.made - made) * (horizon_xid - before.next_xid) / (after.next_xid - before.next_xid)
+            made += max(0.0, after.made - made) * (horizon_xid - before.next_xid) / (after.next_xid - before.next_xid)
         return max(0.0, made - self._removed)
 
     def _rate(self) -> float:
         """Bytes that died per second, while the job was not held, lately."""
         if not self._recent:
             return 0.0
-        (began, before), (ended, after) = self._recent[0], self._recent[-1]
-        return (after - before) / (ended - began) if ended > began else 0.0
+        ended, after = self._recent[-1]
+        rates = [0.0]
+        for window_s in (RATE_WINDOW_S, SHORT_WINDOW_S):
+            began, before = next(
+                (point for point in reversed(self._recent) if ended - point[0] >= window_s), self._recent[0]
+            )
+            if ended - began >= SHORTEST_LOOK_S / 2:
+                rates.append((after - before) / (ended - began))
+        return max(rates)
 
     def _meanwhile(self, *, whole: bool, rate: float) -> float:
         """Bytes that will be written while a VACUUM begun now runs."""
@@ -359,7 +390,7 @@ class GrowthPolicy:
         if sight.rows_left is None:
             return False
         left = max(0.0, sight.rows_left) * self._row_bytes
-        return self._growth + max(0.0, left - self._room) <= self.budget_bytes * HEADROOM or left <= 0
+        return self._growth + max(0.0, left - self.room_bytes) <= self.budget_bytes * HEADROOM or left <= 0
 
     def _is_whole(self, sight: Sight) -> bool:
         if self._row_bytes < MINIMUM_STUB_ROW_BYTES or sight.index_bytes == 0:

@@ -82,8 +82,8 @@ class Quiet:
 
     def measure(self, steering: Sequence[Signal], now: float, delay_s: float, *, starved: bool = False) -> float | None:
         """Learn if it is time.  ``starved``: it is the pressure itself that lets nothing through, so what is read at
-        first may be the end of what we did.  Returns the largest relative change of a known baseline (negative: it fell), 0.0 when
-        there was none to compare with, and None when nothing was measured.
+        first may be the end of what we did.  Returns the largest relative change of a known baseline (negative: it
+        fell), 0.0 when there was none to compare with, and None when nothing was measured.
         """
         if self._since is None:
             return None
@@ -128,7 +128,7 @@ class Slowdowns:
     def runs(self, now: float, *, wanted: bool, may_begin: bool) -> bool:
         """True while the rate should be the least one.  ``wanted``: some target is learnt; ``may_begin``: not now."""
         if not wanted:
-            self._since = self._due_at = None
+            self.postpone()
             return False
         if self._since is None:
             if self._due_at is None:
@@ -139,9 +139,13 @@ class Slowdowns:
             self.measured(0.0)
         return self._since is not None
 
+    def postpone(self) -> None:
+        """The time until the next one begins anew."""
+        self._since = self._due_at = None
+
     def measured(self, change: float) -> None:
         """A baseline was measured, in a slowdown or otherwise; it changed by this share."""
-        self._since = self._due_at = None
+        self.postpone()
         shortest_s = SLOWDOWN_COSTS * (DRAIN_S + BASELINE_S + SLOWDOWN_RECOVERY_S)
         longer_s = min(2 * self._every_s, SLOWDOWN_AT_MOST_S) if abs(change) <= CONFIRMED else 0.0
         self._every_s = max(longer_s, shortest_s)

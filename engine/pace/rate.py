@@ -56,7 +56,7 @@ JUMP: Final = 1.25
 RETRY_SHARE: Final = 0.5
 """After an overshoot, slow start ends at this share of the rate at which it happened."""
 
-USUAL_DEVIATION: Final = 0.2
+USUAL_DEVIATION: Final = 0.22
 """How far the pressure strays from 1 when all is well: what differs more is signal, what is less certain is noise."""
 
 LONG_RAMP: Final = 1.5
@@ -95,6 +95,7 @@ class Rate:
         self._slope = 0.0  # dP/dR at the target, as far as a ramp has shown
         self._recent: deque[float] = deque(maxlen=WINDOWS)
         self._cut_at = -math.inf
+        self._cut_factor = 1.0
         self._easy_since: float | None = None
         self._threshold = math.inf  # above, slow start has overshot before
 
@@ -108,13 +109,13 @@ class Rate:
         self._easy_since = None
 
     def cut(self, factor: float, now: float, delay_s: float) -> None:
-        """Multiply the rate by ``factor``, unless it was cut less than a delay ago."""
-        if now - self._cut_at < delay_s:
+        """Multiply the rate by ``factor``, unless it was cut as deeply, or more, less than a delay ago."""
+        if now - self._cut_at < delay_s and factor >= self._cut_factor:
             return
         if self.slow_start:
             self._threshold = RETRY_SHARE * self.per_s
         self.per_s = max(self._least, self.per_s * factor)
-        self._cut_at = now
+        self._cut_at, self._cut_factor = now, factor
         if factor < 1 / JUMP:
             self.jumped_at = now
 
@@ -125,7 +126,8 @@ class Rate:
         if over > 1 and len(self._recent) == WINDOWS:
             excess = max((over - 1) * _trust(tick.error), tick.certain - 1)
             self._end_ramp(over)
-            self.cut(max(DEEPEST_CUT, 1 - excess), tick.now, tick.delay_s)
+            if tick.now - self._cut_at >= tick.delay_s:
+                self.cut(max(DEEPEST_CUT, 1 - excess), tick.now, tick.delay_s)
             self.slow_start = False
             self._easy_since = None
         elif tick.frozen:

@@ -24,7 +24,7 @@ QUANTILE: Final = {Statistic.P90: 0.9, Statistic.MEDIAN: 0.5}
 LOOK_BACK: Final = 6
 """Windows that ``steady_pressure`` looks back at most."""
 
-CERTAIN: Final = 0.05
+CERTAIN: Final = 0.04
 """A value known to this share of the target needs no longer look.  Of the target, not of its distance from the
 baseline: two jobs with different baselines must see the same overstepping at the same time, or one gives way more.
 """

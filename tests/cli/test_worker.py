@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -113,3 +118,41 @@ def test_a_reference_that_nobody_allowed_is_not_looked_up(
     assert refused.code == 2
     assert "may not look up" in refused.err
     assert backfill(*worker, "--env", "OTHER_SECRET").code == 0
+
+
+class _Go(BaseHTTPRequestHandler):
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def gate() -> Iterator[str]:
+    """The URL of a server that says go, and remembers who asked."""
+    _Go.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Go) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/check"
+        server.shutdown()
+
+
+def test_a_signals_url_is_asked_only_where_the_operator_allowed_it(
+    backfill: Cli, shop: FreshDatabase, begun: str, gate: str
+) -> None:
+    """The ledger is untrusted: a row in it must not make this host contact addresses."""
+    signal_of_the_row = json.dumps([{"http": {"name": "freno", "url": gate}}])
+    shop.sql(f"UPDATE backfill.job SET spec = jsonb_set(spec, '{{pace,signals}}', '{signal_of_the_row}')")
+    refused = backfill("worker", "--once")
+    assert refused.code == 2
+    assert f"asks {gate.removesuffix('/check')}, which this worker may not contact" in refused.err
+    assert backfill("worker", "--once", "--allow-url", gate + "er").code == 2
+    assert not _Go.asked
+    assert backfill("worker", "--once", "--allow-url", gate).code == 0
+    assert _Go.asked
+    assert wrong_rows(shop) == 0

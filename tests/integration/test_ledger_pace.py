@@ -167,7 +167,10 @@ async def test_numbers_that_json_does_not_have_are_published_as_null(desk: Desk)
 async def test_decisions_are_updated_in_place(desk: Desk) -> None:
     """Once a second for days: neither index nor TOAST table may grow with it."""
     ledger = desk.opened[0]
-    signals = [DECISION["signals"][0] | {"name": str(n), "detail": str(uuid.uuid4()) * 4} for n in range(30)]
+    signals = [
+        DECISION["signals"][0] | {"name": str(n), "detail": f"{uuid.uuid4()} {uuid.uuid4()} {uuid.uuid4()}"}
+        for n in range(30)
+    ]
     await desk.published(DECISION | {"signals": signals})
     for _ in range(40):
         await ledger.publish_pace(desk.job_id, ANNA, DECISION | {"signals": signals}, 5.0)
@@ -304,6 +307,12 @@ async def test_an_order_is_one_line_of_history_with_what_changed_and_why(desk: D
         "reason": "month's end",
     }
     assert entries[2].detail == {"from": {"max_rows_per_s": 5000}, "to": {"max_rows_per_s": 7}}
+
+
+async def test_an_order_by_hand_is_history_too(desk: Desk) -> None:
+    desk.database.sql("""UPDATE backfill.job SET pace = '{"workers": 1}'""")
+    entry = (await desk.opened[0].history("job"))[-1]
+    assert (entry.what, entry.detail) == ("pace", {"from": {"workers": None}, "to": {"workers": 1}})
 
 
 async def test_an_order_is_told_to_whoever_listens(desk: Desk) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -156,10 +157,10 @@ async def test_an_old_snapshot_holds_the_job_by_name_until_it_ends(database: Fre
     work = Work(database, before)
     async with kept(work) as keeper:
         working = asyncio.create_task(work.run(pause_s=0.01))
-        await until(lambda: keeper.growth.ratio > BUDGET and keeper.closed)
+        await until(lambda: "can remove nothing" in keeper.closed.get("table_growth", ""))
         reason = keeper.closed["table_growth"]
         assert f"pid {other.get_server_pid()} nightly_dump since" in reason
-        assert reason.startswith("table_growth 2")
+        assert re.match(r"table_growth (1[0-9.]+% nears|2[0-9.]+% >) 20%; VACUUM can remove nothing for pid", reason)
         assert keeper.growth.held_reason == reason
         held_at = work.written
         await until(lambda: work.warnings)

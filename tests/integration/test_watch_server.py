@@ -136,6 +136,17 @@ async def test_the_slot_that_keeps_the_most_is_named(asker: Asker, database: Fre
         )
 
 
+async def test_a_slot_that_lost_its_wal_is_a_failure(server: EmbeddedServer, asker: Asker) -> None:
+    settings = {**QUIET, "max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}
+    with EmbeddedServer(server.major, settings={**settings, "wal_keep_size": 0}, tcp=True) as small:
+        small.sql("SELECT pg_create_physical_replication_slot('left_behind', true)")
+        for _ in range(4):
+            small.sql("CREATE TABLE t (); DROP TABLE t; SELECT pg_switch_wal()")
+        small.sql("CHECKPOINT")
+        with pytest.raises(ProbeFailed, match="slot left_behind has lost WAL"):
+            await asker.probe(small.dsn(), SLOT_RETENTION).read()
+
+
 async def test_vacuum_debt_over_all_partitions(asker: Asker, database: FreshDatabase) -> None:
     database.sql(
         'CREATE TABLE "Odd Table" (a int) PARTITION BY RANGE (a);'

@@ -130,17 +130,17 @@ async def test_what_the_law_is_told_of_each(ready: FreshDatabase) -> None:
 
 @on_each_major
 async def test_what_a_row_of_ours_costs(ready: FreshDatabase) -> None:
-    """Others write as much as we do: 18 knows who wrote what, 16 cannot unless they pause."""
+    """Another job writes as much as we do: 18 knows who wrote what, 16 guesses from when it paused."""
     ready.sql("CREATE TABLE ours (a int, b text); CREATE TABLE theirs (a int, b text)")
     ours: Connection = await Database(ready.dsn, side=Side.TARGET, job="job").connect("worker 1")
-    theirs = await ready.connect()
+    theirs = await ready.connect(server_settings={"application_name": "backfill/other/worker 1"})
     rows = 0
     watch = await watching((), place(ready, Side.SOURCE), rows=lambda: float(rows))
     sight = Sight()
     for turn in range(40):
         await ours.execute("INSERT INTO public.ours SELECT i, repeat('x', 300) FROM generate_series(1, 200) i")
         rows += 200
-        if turn > 20:
+        if turn > 10:
             await theirs.execute("INSERT INTO theirs SELECT i, repeat('x', 300) FROM generate_series(1, 200) i")
         await asyncio.sleep(0.1)
         sight = await watch.take()

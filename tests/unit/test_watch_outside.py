@@ -27,6 +27,7 @@ class Answers:
         self.raw: bytes | None = None
         self.silent = False
         self.endless = False
+        self.pause_s = 0.0
         self.asked: list[str] = []
         self.requests: list[bytes] = []
         self.url = ""
@@ -44,6 +45,7 @@ class Answers:
                 while self.endless:
                     writer.write(b"1000\r\n" + b"x" * 4096 + b"\r\n")
                     await writer.drain()
+                    await asyncio.sleep(self.pause_s)
                 await writer.drain()
         except (asyncio.IncompleteReadError, OSError):
             pass
@@ -122,6 +124,13 @@ async def test_silence_ends_at_the_deadline(answers: Answers) -> None:
 async def test_an_endless_answer_ends_at_the_limit(answers: Answers) -> None:
     answers.raw, answers.endless = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", True
     with pytest.raises(ProbeFailed, match="larger than 64 KiB"):
+        await asyncio.wait_for(check(answers), 5)
+
+
+async def test_an_answer_that_drips_ends_at_the_deadline(answers: Answers) -> None:
+    answers.raw, answers.endless = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", True
+    answers.pause_s = 0.2
+    with pytest.raises(ProbeFailed, match="timed out after 1s"):
         await asyncio.wait_for(check(answers), 5)
 
 

@@ -74,8 +74,8 @@ AS $$
      CROSS JOIN LATERAL jsonb_each(CASE jsonb_typeof(s.value) WHEN 'object' THEN s.value ELSE '{}' END) f
 $$;
 
--- As before, and told of every order on the pace.  The reason of an order comes by the setting backfill.reason, local to
--- its transaction, because the job's own reason says why it is in its state.
+-- As before, and told of every order on the pace.  The reason of an order comes by the setting backfill.reason, local
+-- to its transaction, because the job's own reason says why it is in its state.
 CREATE OR REPLACE FUNCTION backfill.job_changed() RETURNS trigger
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -187,8 +187,8 @@ SELECT j.name AS job,
   LEFT JOIN LATERAL (
        SELECT count(*) FILTER (WHERE fresh) AS workers,
               sum(rows_per_s) FILTER (WHERE fresh) AS rows_per_s,
-              CASE WHEN bool_and(waiting <> '') FILTER (WHERE at_work) THEN max(waiting) FILTER (WHERE at_work) ELSE '' END
-                  AS waiting,
+              CASE WHEN bool_and(waiting <> '') FILTER (WHERE at_work) THEN max(waiting) FILTER (WHERE at_work)
+                   ELSE '' END AS waiting,
               sum(retries)::bigint AS retries,
               (SELECT jsonb_object_agg(reason, seconds)
                  FROM (SELECT e.key AS reason, round(sum(e.value::numeric), 1) AS seconds
