@@ -31,7 +31,8 @@ LOOK_SHARE: Final = 0.05
 """Looks take at most this share of the time, however many partitions there are."""
 
 WAITING_LOOK_S: Final = 0.5
-"""At most between two looks while the job is held, or the server does not answer.  The end of a VACUUM is noticed at once."""
+"""At most between two looks while the job is held, or the server does not answer; the end of a VACUUM is noticed at
+once."""
 
 STALE_S: Final = 10.0
 """A growth that has not been measured for so long is unknown, and closes the gate."""

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Final
 
 from engine.clock import Clock
-from engine.pace.law import Reading
+from engine.pace.law import OnFailure, Reading
 from engine.watch.presence import Presence
 from engine.watch.probe import Measured, Probe, explain
 
@@ -25,7 +25,7 @@ MOST_READINGS: Final = 10_000
 """Kept while nobody takes them; then the oldest go."""
 
 FIRST_LOOK_S: Final = 5.0
-"""How long ``start`` waits to learn whether anybody is there.  Without an answer somebody is."""
+"""How long ``start`` waits for first answers.  Without one, somebody is there, and what holds the job back does so."""
 
 
 class Watcher:
@@ -46,8 +46,15 @@ class Watcher:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Look for others once, then begin.  Returns within ``FIRST_LOOK_S``; never raises for what databases do."""
+        """Look for others once, ask once whatever holds a job back until it has answered, then begin.  Returns within
+        ``FIRST_LOOK_S``; never raises for what databases do.
+        """
         looks = [asyncio.ensure_future(_attempt(presence)) for presence in self._presences]
+        looks += [
+            asyncio.ensure_future(self._ask(probe, _Last()))
+            for probe in self._probes
+            if probe.policy.on_failure is OnFailure.HOLD and (probe.policy.gates or probe.policy.steers)
+        ]
         try:
             if looks:
                 await asyncio.wait(looks, timeout=FIRST_LOOK_S)
