@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench.report import say, write
 
-BENCHMARKS = ("plan", "bucket", "overhead", "idle", "memory", "movers")
+BENCHMARKS = ("plan", "bucket", "simulate", "overhead", "idle", "memory", "movers", "bloat", "foreground")
 """The quick ones first."""
 
 

@@ -107,7 +107,7 @@ class Pacer:
         self._watched: tuple[SignalSpec, ...] = ()  # what the watch was made for
         self._keeper: VacuumKeeper | None = None
         self._keeping: asyncio.Task[None] | None = None
-        self._speed_per_s: float | None = None  # of one worker that never waits
+        self._ours_then = 0  # rows written by our workers, at the last look at the status
         self._valid_until = 0.0
         self._forecast: Forecast | None = None
         self._forecast_at = float("-inf")
@@ -122,6 +122,7 @@ class Pacer:
         if self._job is not None and (self._job.orders != job.orders or self._job.spec != job.spec):
             self._news.set()
         self._job, self._status = job, status
+        self._ours_then = self._ours()
 
     async def begin(self, shared: Shared, workers: Sequence[Worker]) -> None:
         """A phase begins: have a pace in force before its first chunk."""
@@ -342,7 +343,12 @@ class Pacer:
         )
 
     def _rows_done(self) -> float:
-        return float(self._status.rows_done) if self._status is not None else 0.0
+        """Rows written by the whole job: as of the last look at the ledger, and ours since."""
+        then = self._status.rows_done if self._status is not None else 0
+        return float(then + max(0, self._ours() - self._ours_then))
+
+    def _ours(self) -> int:
+        return sum(worker.rows for worker in self._workers)
 
     # -- the deadline -----------------------------------------------------------------------------------------------
 

@@ -77,6 +77,7 @@ class Worker:
         self.waiting = ""
         self.waits: dict[str, float] = {}
         self.retries = 0
+        self.rows = 0  # written by this worker
         self._shared = shared
         self._mover = mover
         self._prober = prober
@@ -319,6 +320,7 @@ class Worker:
         self.sizer.observe(observation)
         self._bounds.moved(bound, observation.rows)
         self._rows_since += observation.scanned
+        self.rows += observation.rows
         shared.emit(
             ChunkCommitted(
                 job=shared.job,

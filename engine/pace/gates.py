@@ -23,7 +23,7 @@ class Closed:
 def counts(signal: Signal, situation: Situation) -> bool:
     """False for what measures the foreground while there is none, and for a failing signal that may be ignored."""
     policy = signal.policy
-    if False:
+    if policy.foreground and situation.alone:
         return False
     return policy.on_failure is not OnFailure.IGNORE or not signal.trouble(situation.now)
 

@@ -356,6 +356,35 @@ def test_a_silent_gauge_freezes_the_rate_and_says_so() -> None:
     assert (run.steps(10)[-1].rate_per_s or 0) > rates[-1]
 
 
+def test_what_was_not_allowed_while_frozen_is_not_caught_up_afterwards() -> None:
+    commit = replace(LATENCY, name="commit_latency")
+    run = Run(LATENCY, commit, baselines={"read_latency": (BASE, 0.0), "commit_latency": (BASE, 0.0)})
+    run.values["commit_latency"] = BASE
+    run.until(lambda d: (d.rate_per_s or 0) > 5_000)
+    run.silent = {"commit_latency"}
+    before = run.steps(8)[-1].rate_per_s or 0
+    run.steps(60)
+    run.silent = set()
+    assert (run.step().rate_per_s or 0) <= 2 * before
+
+
+def test_a_delay_that_was_seen_at_a_gate_slows_the_law_down() -> None:
+    def gap_after(held_s: int) -> float:
+        run = settled()
+        run.until(lambda d: (d.rate_per_s or 0) > 5_000)
+        run.values["read_latency"] = 0.031
+        run.until(lambda d: d.held)
+        run.steps(held_s)
+        run.values["read_latency"] = BASE
+        opened = run.until(lambda d: not d.held)
+        began = run.now
+        run.until(lambda d: (d.rate_per_s or 0) > (opened.rate_per_s or 0))
+        return run.now - began
+
+    assert gap_after(1) == pytest.approx(4, abs=1)
+    assert gap_after(12) > 10
+
+
 def test_a_gauge_that_never_answered_lets_the_job_creep() -> None:
     run = Run(LATENCY)
     run.values["read_latency"] = None

@@ -184,6 +184,17 @@ def test_hot_updates_need_no_vacuum() -> None:
     assert (plant.vacuums, plant.held_s, plant.most) == (0, 0, 0)
 
 
+def test_updates_that_are_hot_count_for_nothing_among_others() -> None:
+    plant = Plant(hot=0.8)
+    policy = plant.policy()
+    for plant.now in (0.0, 2.0, 4.0):
+        policy.look(plant.sight())
+        plant.write(2)
+    plant.now = 5.5
+    policy.look(plant.sight())
+    assert policy.dead_bytes == pytest.approx(plant._dead)
+
+
 def test_room_that_was_there_before_is_used_up_first() -> None:
     plant = Plant(free=0.9 * GIB)
     plant.run(plant.policy())
