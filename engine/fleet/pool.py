@@ -108,9 +108,10 @@ class Lent:
 def _is_below(url: str, allowed: str) -> bool:
     """True for the allowed URL itself and for what is below its path."""
     asked, root = urlsplit(url), urlsplit(allowed)
+    if (asked.scheme, asked.netloc) != (root.scheme, root.netloc) or ".." in asked.path:
+        return False
     path = root.path.rstrip("/")
-    same_server = (asked.scheme, asked.netloc) == (root.scheme, root.netloc)
-    return same_server and ".." not in asked.path and (asked.path == path or asked.path.startswith(f"{path}/") or not path)
+    return asked.path == path or asked.path.startswith(f"{path}/")
 
 
 def _reference(job: JobRecord, side: str) -> str | None:

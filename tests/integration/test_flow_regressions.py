@@ -449,7 +449,9 @@ async def test_key_columns_of_different_collations_are_swept(databases: TwoDatab
 
 async def test_two_processes_together_keep_the_limit(database: FreshDatabase) -> None:
     limit_per_s, seconds = 400.0, 4.0
-    spec = counting_job(database, pace=Pace(max_rows_per_s=limit_per_s, signals=ALL_OFF), chunk=ChunkLimits(min_rows=10, max_rows=12))
+    spec = counting_job(
+        database, pace=Pace(max_rows_per_s=limit_per_s, signals=ALL_OFF), chunk=ChunkLimits(min_rows=10, max_rows=12)
+    )
     prepared = await prepare(spec)
     runs = [run_prepared(prepared, workers=n, leases=Leases()) for n in (1, 2)]
     for running in runs:
