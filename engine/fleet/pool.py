@@ -80,11 +80,12 @@ class Lent:
 
     def _checked(self, spec: JobSpec) -> JobSpec:
         """The spec, unless one of its signals would have this host contact an address that nobody here named."""
-        for signal in spec.pace.effective_signals():
-            if signal.url is not None and not any(_is_below(signal.url, allowed) for allowed in self.urls):
-                address = "{0.scheme}://{0.netloc}".format(urlsplit(signal.url))
+        for listened in spec.pace.effective_signals():
+            url = listened.url
+            if url is not None and not any(_is_below(url, allowed) for allowed in self.urls):
+                address = "{0.scheme}://{0.netloc}".format(urlsplit(url))
                 raise UsageError(
-                    f"its signal {signal.name} asks {address}, which this worker may not contact",
+                    f"its signal {listened.name} asks {address}, which this worker may not contact",
                     hint=f"allow it by --allow-url {address}",
                 )
         return spec

@@ -99,6 +99,7 @@ class Controller:
         self._slowdowns = Slowdowns(rng)
         self._capacities: deque[float] = deque(maxlen=CAPACITY_WINDOW)
         self._fastest: float | None = None
+        self._present: float | None = None  # the same with the chunks of now: what workers are counted by
         self._now: float | None = None
         self._moved_at = -math.inf
         self._free = False  # nothing steered at the last step
@@ -164,7 +165,8 @@ class Controller:
         if capacity is not None and 0 < capacity < math.inf:
             self._capacities.append(capacity)
             faded = (self._fastest or 0.0) * math.exp(-elapsed_s / CAPACITY_DECAY_S)
-            self._fastest = max(statistics.median(self._capacities), faded)
+            self._present = statistics.median(self._capacities)
+            self._fastest = max(self._present, faded)
 
     def _note(self, decision: Decision, now: float) -> None:
         if not decision.held:
