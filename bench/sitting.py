@@ -21,6 +21,7 @@ class Times:
 
     lead_s: float  # the foreground is there before the backfill
     settle_s: float  # of the backfill, not judged
+    learn_s: float  # the same for ours, which has to find out what a person has tried before
     seconds: float  # judged
     sweep_s: float  # judged, of one static setting
     step_before_s: float
@@ -28,8 +29,8 @@ class Times:
     step_after_s: float
 
 
-FULL: Final = Times(3.0, 15.0, 30.0, 8.0, 20.0, 60.0, 70.0)
-SMOKE: Final = Times(0.25, 0.25, 1.0, 0.5, 1.0, 1.0, 1.0)
+FULL: Final = Times(3.0, 5.0, 45.0, 40.0, 8.0, 30.0, 60.0, 70.0)
+SMOKE: Final = Times(0.25, 0.25, 6.5, 1.0, 0.5, 1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -25,6 +28,7 @@ from tests.support.pacing import (
     goes_on,
     held,
     listening_to,
+    order,
     stages,
     stays_held,
     until,
@@ -157,13 +161,16 @@ async def test_a_deadline_that_is_past_is_told(database: FreshDatabase) -> None:
 
 
 @pytest.mark.parametrize("alone", [True, False])
-async def test_a_deadline_far_away_is_no_news(database: FreshDatabase, alone: bool) -> None:
+async def test_a_deadline_far_away_is_no_news(database: FreshDatabase, monkeypatch: Any, alone: bool) -> None:
+    """Not before the first chunk either, when nobody knows how fast the job is, nor while a baseline is measured."""
+    monkeypatch.setattr("engine.flow.pacer.FORECAST_EVERY_S", 0.5)
     signals = () if alone else (SignalSpec(kind=SignalKind.READ_LATENCY),)
-    pace = listening_to(*signals, finish_by=datetime.now(UTC) + timedelta(days=2), max_rows_per_s=20_000.0)
-    running = await start(filling(database, pace))
+    pace = listening_to(*signals, finish_by=datetime.now(UTC) + timedelta(days=2))
     async with Somebody(database):
-        await running.done()
-    assert running.count(DeadlineLate) == 0
+        running = await start(filling(database, pace, nap_s=NAP_S))
+        await running.until(lambda: running.count(ChunkCommitted) > 20)
+        await running.drained()
+    assert [event.reason for event in running.events if isinstance(event, DeadlineLate)] == []
 
 
 # -- somebody comes and goes ------------------------------------------------------------------------------------------
@@ -236,18 +243,6 @@ async def test_an_order_does_not_make_somebody_forgotten(there: FreshDatabase) -
     await running.drained()
 
 
-async def order(database: FreshDatabase, change: PaceOrders) -> None:
-    from engine.db import Database
-    from engine.ledger.store import Ledger
-    from engine.model import Side
-
-    connection = await Database(database.dsn, side=Side.TARGET, job="job").connect("order")
-    try:
-        await Ledger(connection).order_pace("job", change)
-    finally:
-        await connection.close()
-
-
 # -- the table's growth -----------------------------------------------------------------------------------------------
 
 GROWTH = 0.2
@@ -301,6 +296,95 @@ async def test_a_successor_keeps_the_budget_of_the_beginning(database: FreshData
 
 def rows_moved(running: Running) -> int:
     return sum(e.observation.rows for e in running.events if isinstance(e, ChunkCommitted))
+
+
+# -- orders -----------------------------------------------------------------------------------------------------------
+
+
+class Told:
+    """What ``backfill`` said, run as a process of its own while the job runs in this one."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+async def backfill(database: FreshDatabase, *arguments: str) -> Told:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "engine", *arguments,
+        env=os.environ | {"BACKFILL_DSN": database.dsn, "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return Told(process.returncode, out.decode(), err.decode())
+
+
+async def test_a_signal_that_fails_can_be_ordered_off(database: FreshDatabase) -> None:
+    database.sql("CREATE TABLE depth AS SELECT 1 AS n")
+    queue = SignalSpec(kind=SignalKind.SQL, name="queue", query="SELECT n FROM depth", maximum=5.0)
+    running = await start(filling(database, listening_to(queue), nap_s=NAP_S))
+    await running.until(lambda: running.count(ChunkCommitted) > 5)
+    database.sql("DROP TABLE depth")
+    await held(running, "queue")
+    told = await backfill(database, "pace", "job", "--off", "queue", "--reason", "queue was dropped")
+    assert told.code == 0, told.err
+    assert await goes_on(running, chunks=1) < 2.0
+    await running.done()
+    assert wrong(database) == 0
+    history = (await backfill(database, "history", "job")).out
+    assert "queue off: none -> true, reason: queue was dropped" in history
+
+
+async def test_a_limit_of_wal_is_kept(database: FreshDatabase) -> None:
+    limit = 512 * 1024
+    running = await start(filling(database, listening_to(), rows=400_000, nap_s=NAP_S), workers=2)
+    look = await Onlooker.at(database)
+    await running.until(lambda: running.count(ChunkCommitted) > 20)
+    told = await backfill(database, "pace", "job", "--max-wal-bytes-per-s", "512KiB")
+    assert told.code == 0, told.err
+    supervisor = running.supervisor
+    await until(lambda: supervisor.pace is not None and supervisor.pace.leads == "max_wal_bytes_per_s", 2.0)
+    await asyncio.sleep(5.0)  # until what a row costs has been measured under the limit
+    position = "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
+    before, began = await look.value(position), time.monotonic()
+    moved = rows_moved(running)
+    await asyncio.sleep(5.0)
+    per_s = float(await look.value(position) - before) / (time.monotonic() - began)
+    assert rows_moved(running) > moved
+    assert per_s <= 1.3 * limit, "our rows, and a little that the ledger writes"
+    await running.drained()
+
+
+async def test_orders_on_workers_and_targets_reach_a_running_job(database: FreshDatabase) -> None:
+    latency = SignalSpec(kind=SignalKind.READ_LATENCY)
+    running = await start(filling(database, listening_to(latency), rows=400_000, nap_s=NAP_S), workers=2)
+    await running.until(lambda: running.count(ChunkCommitted) > 5)
+    supervisor = running.supervisor
+    told = await backfill(
+        database, "pace", "job", "--workers", "1", "--target", "read_latency=700ms", "--max", "read_latency=2s"
+    )
+    assert told.code == 0, told.err
+
+    def in_force() -> bool:
+        views = {view.name: view for view in supervisor.pace.signals} if supervisor.pace is not None else {}
+        view = views.get("read_latency")
+        return view is not None and (view.target, view.maximum) == (0.7, 2.0)
+
+    assert await until(in_force) < 2.0
+    await until(lambda: supervisor.workers[1].waiting == "parked", 2.0)
+    stored = database.sql("SELECT pace, limit_rows_per_s FROM backfill.job")
+    for arguments, hint in (
+        (["--target", "read_latncy=5ms"], "did you mean read_latency?"),
+        (["--target", "read_latency=3s"], "target is not below max"),
+        (["--max", "read_latency=5MiB"], "is not a duration"),
+    ):
+        refused = await backfill(database, "pace", "job", "--max-rows-per-s", "1", *arguments)
+        assert (refused.code, hint in refused.err) == (2, True), refused.err
+    assert database.sql("SELECT pace, limit_rows_per_s FROM backfill.job") == stored
+    told = await backfill(database, "pace", "job", "--reset")
+    assert told.code == 0, told.err
+    assert await until(lambda: supervisor.workers[1].waiting != "parked") < 2.0
+    await running.drained()
 
 
 # -- two jobs ---------------------------------------------------------------------------------------------------------

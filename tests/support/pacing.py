@@ -11,7 +11,11 @@ from typing import Any, Self
 
 import asyncpg
 
+from engine.db import Database
 from engine.events import ChunkCommitted, LeaseLost, PaceChanged
+from engine.ledger.orders import PaceOrders
+from engine.ledger.store import Ledger
+from engine.model import Side
 from engine.spec import ChunkLimits, JobSpec
 from engine.spec.pacing import Pace
 from engine.spec.signals import ALL_OFF, SignalSpec
@@ -49,7 +53,7 @@ def filling(
                 IF NEW.id % 50 = 0 THEN PERFORM pg_sleep((SELECT seconds FROM public.{table}_naps)); END IF;
                 RETURN NEW; END $$;
             CREATE TRIGGER nap BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION {table}_nap()""")
-    defaults = {"chunk": SMALL, "pace": pace, "accept": frozenset({"TRIGGERS_ON_SOURCE"}) if nap_s else frozenset()}
+    defaults = {"chunk": SMALL, "pace": pace, "accept": ("TRIGGERS_ON_SOURCE",) if nap_s else ()}
     return in_place(database, table, {"m": "n + 1"}, **defaults | settings)
 
 
@@ -101,6 +105,15 @@ async def goes_on(running: Running, *, chunks: int = 3, seconds: float = PATIENC
     """Wait for more chunks; how long that took."""
     moved = running.count(ChunkCommitted)
     return await until(lambda: running.count(ChunkCommitted) >= moved + chunks, seconds)
+
+
+async def order(database: FreshDatabase, change: PaceOrders) -> None:
+    """Change the job's pace as an operator does."""
+    connection = await Database(database.dsn, side=Side.TARGET, job="job").connect("order")
+    try:
+        await Ledger(connection).order_pace("job", change)
+    finally:
+        await connection.close()
 
 
 def stages(running: Running) -> list[str]:
