@@ -65,6 +65,9 @@ LONG_RAMP: Final = 1.5
 STEEPER: Final = 2.0
 """A latency's dP/dR at the target is about this many times the mean of the way there."""
 
+LEAST_PRESSURE: Final = 0.1
+"""Pressures below are noise: a slope is not taken to be smaller than what such a one would show."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
@@ -96,7 +99,7 @@ class Rate:
         self._recent: deque[float] = deque(maxlen=WINDOWS)
         self._cut_at = -math.inf
         self._cut_factor = 1.0
-        self._easy_since: float | None = None
+        self._easy_s = 0.0
         self._threshold = math.inf  # above, slow start has overshot before
 
     def restart(self, rate_per_s: float, now: float) -> None:
@@ -106,7 +109,7 @@ class Rate:
         self.jumped_at = now
         self._ramp = None
         self._recent.clear()
-        self._easy_since = None
+        self._easy_s = 0.0
 
     def cut(self, factor: float, now: float, delay_s: float) -> None:
         """Multiply the rate by ``factor``, unless it was cut as deeply, or more, less than a delay ago."""
@@ -129,7 +132,7 @@ class Rate:
             if tick.now - self._cut_at >= tick.delay_s:
                 self.cut(max(DEEPEST_CUT, 1 - excess), tick.now, tick.delay_s)
             self.slow_start = False
-            self._easy_since = None
+            self._easy_s = max(0.0, self._easy_s - tick.elapsed_s)
         elif tick.frozen:
             return
         elif not tick.binding:
@@ -155,8 +158,8 @@ class Rate:
                 self._end_ramp(pressure)
         if not self.slow_start and tick.fastest_per_s is not None:
             step = STEP_SHARE * tick.fastest_per_s * min(1.0, USUAL_DELAY_S / tick.delay_s)
-            if self._slope > 0:
-                step = min(step, STABLE_GAIN / (self._slope * tick.delay_s))
+            if (slope := self._present_slope(tick, pressure)) > 0:
+                step = min(step, STABLE_GAIN / (slope * tick.delay_s))
             self.per_s += step * max(0.0, 1 - pressure) * _trust(tick.error) * tick.elapsed_s
 
     def _end_ramp(self, pressure: float) -> None:
@@ -167,13 +170,24 @@ class Rate:
             self._slope = STEEPER * max(0.0, pressure - self._ramp[1]) / (self.per_s - self._ramp[0])
         self._ramp = None
 
+    def _present_slope(self, tick: Tick, pressure: float) -> float:
+        """dP/dR as the last ramp showed it, or less: the whole rate cannot have caused more pressure than there is.  A
+        ramp that a stall of the disk has ended shows a slope that is not there.
+        """
+        most = STEEPER * max(pressure + tick.error, LEAST_PRESSURE) / self.per_s
+        return min(self._slope, most)
+
     def _consider_slow_start(self, tick: Tick, pressure: float) -> None:
-        settled = tick.now - self.jumped_at >= tick.delay_s
-        if self.slow_start or pressure >= SLOW_START_AGAIN or not settled:
-            self._easy_since = None
-        elif self._easy_since is None:
-            self._easy_since = tick.now
-        elif tick.now - self._easy_since >= 2 * tick.delay_s:
+        """Seconds in which it was easy count for a slow start, others against it: a stall now and then delays it, and
+        does not prevent it.
+        """
+        if self.slow_start or tick.now - self.jumped_at < tick.delay_s:
+            self._easy_s = 0.0
+        elif pressure < SLOW_START_AGAIN:
+            self._easy_s += tick.elapsed_s
+        else:
+            self._easy_s = max(0.0, self._easy_s - tick.elapsed_s)
+        if self._easy_s >= 2 * tick.delay_s:
             self.restart(max(self.per_s, START_SHARE * (tick.fastest_per_s or 0.0)), tick.now)
             self._threshold = math.inf
 
