@@ -316,6 +316,7 @@ class Controller:
                 error=gauges.error,
                 certain=gauges.certain,
                 room=gauges.room,
+                sure_room=gauges.sure_room,
                 delay_s=gauges.delay_s,
                 fastest_per_s=fastest,
                 binding=situation.binding,

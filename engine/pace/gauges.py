@@ -27,6 +27,7 @@ class Gauges:
     steady: float | None = None  # over as many windows as it takes
     error: float = 0.0  # its standard error
     room: float = math.inf  # how many times the present rate would bring the pressure to 1
+    sure_room: float = math.inf  # the same, with the standard error on the careful side
     delay_s: float = 4.0  # until a change of the rate shows
     trouble: Signal | None = None  # the first that has no usable reading
 
@@ -38,7 +39,8 @@ def look(steering: Sequence[Signal], now: float, since: float, least_delay_s: fl
     leader: Signal | None = None
     pressure: float | None = None
     steady: float | None = None
-    certain, uncertainty, room, delay_s = 0.0, 0.0, math.inf, max(SHORTEST_DELAY_S, least_delay_s)
+    certain, uncertainty, room, sure_room = 0.0, 0.0, math.inf, math.inf
+    delay_s = max(SHORTEST_DELAY_S, least_delay_s)
     for signal in steering:
         looked_s = signal.policy.window_s
         found, value = signal.steady_pressure(now, since), signal.pressure(now)
@@ -49,7 +51,8 @@ def look(steering: Sequence[Signal], now: float, since: float, least_delay_s: fl
             if steady is None or smooth > steady:
                 steady, uncertainty = smooth, error
             certain = max(certain, value - 2 * signal.error(now))
-            room = min(room, signal.room(smooth + error))
+            room = min(room, signal.room(smooth))
+            sure_room = min(sure_room, signal.room(smooth + error))
         delay_s = max(delay_s, looked_s / 2 + STALE_PART * signal.policy.stale_after_s)
     return Gauges(
         leader=leader,
@@ -58,6 +61,7 @@ def look(steering: Sequence[Signal], now: float, since: float, least_delay_s: fl
         steady=steady,
         error=uncertainty,
         room=room,
+        sure_room=sure_room,
         delay_s=delay_s,
         trouble=next((s for s in steering if s.trouble(now) or s.target is None), None),
     )

@@ -39,6 +39,9 @@ SLOW_START_AGAIN: Final = 0.25
 """Pressure below which, for two delays after the last jump has shown, so much is free that slow start is due again."""
 
 FASTEST_GROWTH: Final = 2.0
+UNSURE_GROWTH: Final = 1.3
+"""Of a slow start that does not know: the standard error of the pressure alone could be a pressure of 1."""
+
 DEEPEST_CUT: Final = 0.5
 HEADROOM: Final = 1.25
 """A limit that holds nobody back is kept at this many times what is used ..."""
@@ -79,6 +82,7 @@ class Tick:
     error: float = 0.0  # its standard error
     certain: float = 0.0  # of the last window alone, less two standard errors
     room: float = math.inf  # how many times the present rate would reach pressure 1
+    sure_room: float = math.inf  # the same, with the standard error on the careful side
     delay_s: float = 4.0  # until a change of the rate shows in the pressure
     fastest_per_s: float | None = None  # what the job could do without a limit; None: not known yet
     binding: bool = False
@@ -148,7 +152,7 @@ class Rate:
     def _increase(self, tick: Tick, pressure: float) -> None:
         self._consider_slow_start(tick, pressure)
         if self.slow_start and tick.now - self.jumped_at >= tick.delay_s:
-            growth = min(FASTEST_GROWTH, 1 + SLOW_START_PART * (tick.room - 1), self._threshold / self.per_s)
+            growth = min(self._growth(tick), self._threshold / self.per_s)
             self.slow_start = pressure < SLOW_START_ENDS and growth > 1
             if self.slow_start:
                 self._ramp = self._ramp or (self.per_s, pressure)
@@ -161,6 +165,13 @@ class Rate:
             if (slope := self._present_slope(tick, pressure)) > 0:
                 step = min(step, STABLE_GAIN / (slope * tick.delay_s))
             self.per_s += step * max(0.0, 1 - pressure) * _trust(tick.error) * tick.elapsed_s
+
+    @staticmethod
+    def _growth(tick: Tick) -> float:
+        """How many times the rate a slow start dares next.  Readings too unsteady to say are no reason to end it."""
+        sure = 1 + SLOW_START_PART * (tick.sure_room - 1)
+        hopeful = 1 + SLOW_START_PART * (tick.room - 1)
+        return min(FASTEST_GROWTH, hopeful, max(sure, UNSURE_GROWTH))
 
     def _end_ramp(self, pressure: float) -> None:
         """Learn dP/dR from a slow start.  Not from steady times: there other jobs move along, each would take the

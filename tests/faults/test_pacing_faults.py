@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from engine.pace.law import Decision
 from engine.spec.pacing import Pace
 from engine.spec.signals import SignalKind, SignalSpec
 from tests.support.answers import Answers
-from tests.support.databases import FreshDatabase, on_each_major
+from tests.support.databases import FreshDatabase
 from tests.support.gate import Gate
 from tests.support.jobs import Running, start
 from tests.support.pacing import Onlooker, Somebody, filling, goes_on, held, listening_to, stages, until, wrong
@@ -26,6 +26,9 @@ pytestmark = pytest.mark.faults
 NAP_S = 0.005
 """Per fifty rows: some 8,000 rows a second and worker, at next to no load."""
 
+FEW = 20_000
+"""Rows of a job that is watched for a moment."""
+
 # -- signals that fail ------------------------------------------------------------------------------------------------
 
 QUEUE = SignalSpec(kind=SignalKind.SQL, name="queue", query="SELECT n FROM depth", maximum=5.0, every_s=0.5)
@@ -34,25 +37,18 @@ BREAKS = {
     "dropped": ("DROP TABLE depth", 'failed (relation "depth" does not exist)'),
     "null": ("UPDATE depth SET n = NULL", "failed (the answer is NULL, not a number)"),
     "nan": ("UPDATE depth SET n = 'NaN'", "failed (the answer is not a finite number)"),
-    "infinite": ("UPDATE depth SET n = 'Infinity'", "failed (the answer is not a finite number)"),
-    "negative": ("UPDATE depth SET n = -1", "failed (the answer is negative)"),
-    "empty": ("DELETE FROM depth", "failed (the query gives no row, not one number)"),
-    "hanging": ("BEGIN; LOCK depth; SELECT pg_sleep(60)", "failed (timed out after 1s)"),
+    "hanging": ("BEGIN; LOCK depth", "failed (timed out after 1s)"),
 }
 MEND = "DROP TABLE IF EXISTS depth; CREATE TABLE depth AS SELECT 1::float8 AS n"
 
 
-async def broken(database: FreshDatabase, how: str) -> Callable[[], Awaitable[None]]:
+async def broken(database: FreshDatabase, how: str) -> Callable[[], None]:
     """Break the query's table; gives what mends it."""
     connection = await database.connect(server_settings={"application_name": "shop"})
-    breaking = asyncio.ensure_future(connection.execute(BREAKS[how][0]))
-    if how != "hanging":
-        await breaking
+    await connection.execute(BREAKS[how][0])
 
-    async def mend() -> None:
-        if how == "hanging":
-            connection.terminate()
-            await asyncio.gather(breaking, return_exceptions=True)
+    def mend() -> None:
+        connection.terminate()
         database.sql(MEND)
 
     return mend
@@ -61,7 +57,7 @@ async def broken(database: FreshDatabase, how: str) -> Callable[[], Awaitable[No
 @pytest.mark.parametrize("how", BREAKS)
 async def test_a_query_that_fails_holds_the_job_until_it_works_again(database: FreshDatabase, how: str) -> None:
     database.sql(MEND)
-    running = await start(filling(database, listening_to(QUEUE), nap_s=NAP_S))
+    running = await start(filling(database, listening_to(QUEUE), rows=FEW, nap_s=NAP_S))
     look = await Onlooker.at(database)
     await running.until(lambda: running.count(ChunkCommitted) > 5)
     mend = await broken(database, how)
@@ -69,9 +65,9 @@ async def test_a_query_that_fails_holds_the_job_until_it_works_again(database: F
     moved = running.count(ChunkCommitted)
     waiting = "SELECT waiting FROM backfill.status"
     assert await look.value(waiting) == f"queue: {BREAKS[how][1]}"
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(1.5)
     assert running.count(ChunkCommitted) == moved
-    await mend()
+    mend()
     await running.done()
     assert wrong(database) == 0
     assert running.count(LeaseLost) == 0
@@ -81,13 +77,13 @@ async def test_a_query_that_fails_holds_the_job_until_it_works_again(database: F
 async def test_a_failure_that_may_be_ignored_is_shown_and_ignored(database: FreshDatabase, how: str) -> None:
     database.sql(MEND)
     ignoring = replace(QUEUE, ignore_failure=True)
-    running = await start(filling(database, listening_to(ignoring), nap_s=NAP_S))
+    running = await start(filling(database, listening_to(ignoring), rows=FEW, nap_s=NAP_S))
     await running.until(lambda: running.count(ChunkCommitted) > 5)
     mend = await broken(database, how)
     await running.until(lambda: BREAKS[how][1] in view(running, "queue").error)
     assert "held" not in stages(running)
     await goes_on(running)
-    await mend()
+    mend()
     database.sql("UPDATE depth SET n = 9")
     assert await held(running, "queue") == "queue 9 > 5", "it is ignored only while it fails"
     database.sql("UPDATE depth SET n = 0")
@@ -136,7 +132,7 @@ FAULTS = {
 async def test_prometheus_out_of_order(database: FreshDatabase, answers: Answers, fault: str) -> None:
     spoil, reason = FAULTS[fault]
     answers.sample("1")
-    running = await start(filling(database, listening_to(prometheus(answers)), nap_s=NAP_S))
+    running = await start(filling(database, listening_to(prometheus(answers)), rows=FEW, nap_s=NAP_S))
     await running.until(lambda: running.count(ChunkCommitted) > 5)
     spoil(answers)
     assert await held(running, "load") == reason
@@ -151,7 +147,7 @@ async def test_prometheus_out_of_order(database: FreshDatabase, answers: Answers
 async def test_prometheus_out_of_order_may_be_ignored(database: FreshDatabase, answers: Answers) -> None:
     server_error(answers)
     ignoring = prometheus(answers, ignore_failure=True)
-    running = await start(filling(database, listening_to(ignoring), nap_s=NAP_S))
+    running = await start(filling(database, listening_to(ignoring), rows=FEW, nap_s=NAP_S))
     await running.until(lambda: "HTTP 500" in view(running, "load").error if running.supervisor.pace else False)
     await running.done()
     assert "held" not in stages(running)
@@ -159,7 +155,7 @@ async def test_prometheus_out_of_order_may_be_ignored(database: FreshDatabase, a
 
 async def test_an_http_check_says_go_and_stop(database: FreshDatabase, answers: Answers) -> None:
     check = SignalSpec(kind=SignalKind.HTTP, name="deploy", url=f"{answers.url}/go", every_s=0.5)
-    running = await start(filling(database, listening_to(check), nap_s=NAP_S))
+    running = await start(filling(database, listening_to(check), rows=FEW, nap_s=NAP_S))
     await running.until(lambda: running.count(ChunkCommitted) > 5)
     answers.status = 503
     assert (await held(running, "deploy")).startswith("deploy ")
@@ -227,7 +223,7 @@ async def test_no_rate_rises_while_nobody_sees(database: FreshDatabase, how: str
         await until(lambda: rates([job.running.supervisor.pace])[0] > 1.5 * first)  # type: ignore[list-item]
         getattr(job, how)()
         await until(lambda: view(job.running, "read_latency").error or job.running.supervisor.pace.held)  # type: ignore[union-attr]
-        blind = await job.look(8.0)
+        blind = await job.look(5.0)
         assert blind[-1].reason.startswith("read_latency"), blind[-1].reason
         for before, after in zip(rates(blind), rates(blind)[1:], strict=False):
             assert after <= before * 1.001, [(d.stage, d.rate_per_s, d.reason) for d in blind]
@@ -270,20 +266,21 @@ async def test_who_can_no_longer_see_others_is_not_alone(database: FreshDatabase
         await job.running.drained()
 
 
-@on_each_major
 async def test_probes_that_are_ended_again_and_again(database: FreshDatabase) -> None:
     """An administrator, or a pooler's idle time-out.  Nothing but probes is touched, and the job ends well."""
     end = (
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
         " AND application_name ~ '^backfill/job/(read probe|commit probe|watch)'"
     )
-    running = await start(filling(database, Pace(max_rows_per_s=8000.0), rows=30_000, nap_s=NAP_S))
+    running = await start(filling(database, Pace(), rows=FEW, nap_s=NAP_S))
     look = await Onlooker.at(database)
-    ended = 0
-    while not running.task.done():
+    await running.until(lambda: running.count(ChunkCommitted) > 5)
+    ended, deadline = 0, time.monotonic() + 5.0
+    while time.monotonic() < deadline:
         ended += await look.value(end)
+        assert not running.task.done()
         await asyncio.sleep(0.1)
     await running.done()
-    assert ended > 20
+    assert ended > 10
     assert wrong(database) == 0
     assert running.count(LeaseLost) == 0
