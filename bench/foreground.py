@@ -28,12 +28,14 @@ from bench.strategies import (
     BASELINE,
     FIXED,
     FIXED_SHARE,
+    LEARNT,
     NAMES,
     OURS,
     SIGNALS_OFF,
     UNTHROTTLED,
     Strategy,
     make_strategy,
+    probe_target_for,
 )
 from bench.sweep import Sweep
 
@@ -119,7 +121,7 @@ def _options(arguments: Sequence[str] | None) -> Namespace:
     parser.add_argument("--rate", type=float, default=RATE_PER_S, help="transactions per second of the foreground")
     parser.add_argument("--seconds", type=float, help=f"judged of each run (default {FULL.seconds:g})")
     parser.add_argument("--target", type=float, metavar="MS", help="p99 for the foreground (default: by its baseline)")
-    parser.add_argument("--probe-target", metavar="5ms", help="of both latency probes (default: learnt)")
+    parser.add_argument("--probe-target", metavar="5ms", help="of both latency probes (default: by the declared p99)")
     parser.add_argument("--cheap", action="store_true", help="an expression that costs next to nothing: disks decide")
     parser.add_argument("--large", action="store_true", help="64 MB of shared_buffers, tables of three times that")
     parser.add_argument("--picture", metavar="FOLDER", type=Path, help="draw what was found there; needs matplotlib")
@@ -151,7 +153,8 @@ def _compare_strategies(sitting: Sitting, work: works.Work, parts: Sequence[str]
     scene = sitting.scene()
     limit_s = _declare_target(sitting, work, scene)
     fixed_per_s = _choose_rate(sitting, work, scene) if FIXED in names else None
-    strategies = [make_strategy(name, fixed_per_s=fixed_per_s, probe_target=options.probe_target) for name in names]
+    probe_target = options.probe_target or probe_target_for(limit_s)
+    strategies = [make_strategy(name, fixed_per_s=fixed_per_s, probe_target=probe_target) for name in names]
     beside = f"{mode}, beside {options.rate:g}/s"
     contenders = {s.name: report.contender(beside, s.name, s.detail) for s in strategies}
     runs: Runs = {s.name: [] for s in strategies}
@@ -160,7 +163,7 @@ def _compare_strategies(sitting: Sitting, work: works.Work, parts: Sequence[str]
         turn = number % max(1, len(strategies))
         for strategy in strategies[turn:] + strategies[:turn]:
             say(f"round {number + 1} of {options.repeat}: {mode}: {strategy.name}")
-            settle_s = sitting.times.learn_s if strategy.name == OURS else scene.settle_s
+            settle_s = sitting.times.learn_s if strategy.name in (OURS, LEARNT) else scene.settle_s
             run = _run(work, replace(scene, settle_s=settle_s), strategy)
             contenders[strategy.name].samples.append(run.sample(limit_s))
             runs[strategy.name].append(run)
@@ -198,7 +201,7 @@ def _declare_target(sitting: Sitting, work: works.Work, scene: Scene) -> float:
 def _choose_rate(sitting: Sitting, work: works.Work, scene: Scene) -> float:
     """The limit of the fixed strategy, in rows per second."""
     say(f"{work.mode}: once without a limit, to choose the fixed rate")
-    free = make_strategy(UNTHROTTLED, fixed_per_s=None, probe_target=None)
+    free = make_strategy(UNTHROTTLED, fixed_per_s=None, probe_target="1s")
     short = replace(scene, settle_s=min(1.0, scene.settle_s), seconds=sitting.times.sweep_s)
     rate = FIXED_SHARE * run_beside(short, free.spec(work.begin()), free.law).rows_per_s
     sitting.report.settings.setdefault("fixed_rows_per_s", {})[work.mode] = round(rate)

@@ -11,7 +11,7 @@ from bench import judge, pictures, works
 from bench.beside import MILLISECONDS, Beside, Step, run_step
 from bench.report import AT_MOST, Target, say
 from bench.sitting import Sitting
-from bench.strategies import OURS, make_strategy
+from bench.strategies import OURS, make_strategy, probe_target_for
 
 FACTOR: Final = 3.0
 MOST_BACK_UNDER_S: Final = 15.0
@@ -37,13 +37,15 @@ def measure_step(sitting: Sitting) -> None:
     options, times, report = sitting.options, sitting.times, sitting.report
     work = works.update(sitting.stage, works.DEAR)
     step = Step((FACTOR - 1) * options.rate, times.step_before_s, times.step_s)
-    scene = replace(sitting.scene(), seconds=times.step_before_s + times.step_s + times.step_after_s)
+    seconds = times.step_before_s + times.step_s + times.step_after_s
+    scene = replace(sitting.scene(), settle_s=times.learn_s, seconds=seconds)
 
     say("step: the foreground alone")
     work.begin()
     alone = run_step(scene, step, None)
     limit_s = _declare(sitting, alone, step)
-    ours = make_strategy(OURS, fixed_per_s=None, probe_target=options.probe_target)
+    probe_target = options.probe_target or probe_target_for(limit_s)
+    ours = make_strategy(OURS, fixed_per_s=None, probe_target=probe_target)
     contender = report.contender(f"step to {FACTOR:g} x {options.rate:g}/s", OURS, ours.detail)
     answers: list[Answer] = []
     first: Beside | None = None

@@ -14,8 +14,12 @@ UNTHROTTLED: Final = "unthrottled"
 FIXED: Final = "fixed"
 STOP_GO: Final = "stop-go"
 NICE: Final = "nice"
+LEARNT: Final = "learnt"
 OURS: Final = "ours"
-NAMES: Final = (BASELINE, UNTHROTTLED, FIXED, STOP_GO, NICE, OURS)
+NAMES: Final = (BASELINE, UNTHROTTLED, FIXED, STOP_GO, NICE, LEARNT, OURS)
+
+TAIL_TO_PROBE: Final = 3.0
+"""Probes are steered by their p90, people promise a p99: about this many times it."""
 
 FIXED_SHARE: Final = 0.5
 """Of the rate of a backfill that nothing holds back: what a careful person writes down."""
@@ -37,9 +41,14 @@ class Strategy:
         return None if self.pace is None else base | ({"pace": self.pace} if self.pace else {})
 
 
-def make_strategy(name: str, *, fixed_per_s: float | None, probe_target: str | None) -> Strategy:
+def probe_target_for(p99_s: float) -> str:
+    """What the spec of somebody says who promised that p99."""
+    return f"{p99_s / TAIL_TO_PROBE * 1e3:.1f}ms"
+
+
+def make_strategy(name: str, *, fixed_per_s: float | None, probe_target: str) -> Strategy:
     """The strategy of that name.  ``fixed_per_s``: the limit of the fixed one.  ``probe_target``: of both latency
-    probes, as a spec writes it; None: learnt.
+    probes, as a spec writes it.
     """
     signals = _signals(probe_target)
     match name:
@@ -55,13 +64,12 @@ def make_strategy(name: str, *, fixed_per_s: float | None, probe_target: str | N
             return Strategy(name, "on or off by a threshold on the probes (gh-ost, freno)", signals, StopGo)
         case "nice":
             return Strategy(name, "a pause in proportion to the time that chunks took", signals, NiceRatio)
+        case "learnt":
+            return Strategy(name, "our law, default settings: targets are learnt", {})
         case "ours":
-            targets = "learnt targets" if probe_target is None else f"both probes' target {probe_target}"
-            return Strategy(name, f"default settings, {targets}", signals)
+            return Strategy(name, f"our law, both probes' target {probe_target}", signals)
     raise ValueError(f"no strategy {name!r}")
 
 
-def _signals(probe_target: str | None) -> dict[str, Any]:
-    if probe_target is None:
-        return {}
+def _signals(probe_target: str) -> dict[str, Any]:
     return {"signals": [{name: {"target": probe_target}} for name in ("read_latency", "commit_latency")]}
