@@ -19,9 +19,11 @@ from engine.errors import BackfillError, CannotConnect
 from engine.flow.prepare import DEFAULT_DSN_VARIABLE, endpoints_of
 from engine.ledger.queries import migrations
 from engine.ledger.store import Ledger
-from engine.model import Side
-from engine.spec import Dsn, load_spec
+from engine.model import Side, TableName
+from engine.plan.preflight import role_for
+from engine.spec import Dsn, JobSpec, load_spec
 from engine.telemetry import numbers
+from engine.watch.rights import look_at_rights
 
 _RIGHTS: Final = """
 SELECT has_database_privilege(current_database(), 'CREATE') AS create_schema,
@@ -31,6 +33,9 @@ SELECT has_database_privilege(current_database(), 'CREATE') AS create_schema,
 """
 _LEDGER_RIGHT: Final = "SELECT has_table_privilege('backfill.span', 'UPDATE')"
 _DSN: Final = "connection string"
+NO_TABLE: Final = TableName("pg_catalog", "pg_class")
+"""Whether a table may be vacuumed is for `plan` to say; one that is always there is as good as any."""
+
 _FIELDS: Final = ("host", "port", "dbname", "user", "sslmode", "connect_timeout")
 
 
@@ -39,11 +44,12 @@ _FIELDS: Final = ("host", "port", "dbname", "user", "sslmode", "connect_timeout"
 @click.option("--dsn", metavar="DSN", help="One database, instead of a spec's. Default: BACKFILL_DSN, else PG*.")
 @output_options
 def doctor(terminal: Terminal, file: str | None, dsn: str | None) -> int:
-    """Look at the databases of a spec, or at one: connection, version, capabilities, rights, ledger.
+    """Look at the databases of a spec, or at one: connection, version, capabilities, rights, ledger, signals.
 
     Every setting is shown with where it comes from: connection string, service file, environment, default. Exits with
     5 when a database cannot be reached.
     """
+    spec: JobSpec | None = None
     if file is not None:
         spec = load_spec(file, os.environ)
         source, target = endpoints_of(spec)
@@ -53,7 +59,7 @@ def doctor(terminal: Terminal, file: str | None, dsn: str | None) -> int:
         resolved = dsn_of(dsn, "--dsn") if dsn else Dsn.from_environment(os.environ)
         named = {"database": Database(resolved, side=Side.TARGET)}
         said = {"database": _origin(resolved, "--dsn" if dsn else DEFAULT_DSN_VARIABLE)}
-    reports = {name: run_async(_examine(database, said[name])) for name, database in named.items()}
+    reports = {name: run_async(_examine(database, said[name], spec)) for name, database in named.items()}
     if terminal.as_json:
         terminal.json(reports)
     else:
@@ -78,7 +84,7 @@ def _origin(dsn: Dsn | None, flag: str) -> str:
 # -- looking ----------------------------------------------------------------------------------------------------------
 
 
-async def _examine(database: Database, origin: str) -> dict[str, Any]:
+async def _examine(database: Database, origin: str, spec: JobSpec | None) -> dict[str, Any]:
     report: dict[str, Any] = {"label": database.label, "settings": _settings(database.options, origin)}
     clock = SystemClock()
     began = clock.now()
@@ -88,7 +94,7 @@ async def _examine(database: Database, origin: str) -> dict[str, Any]:
         return report | {"error": error_json(error)}
     try:
         report["connect_s"] = round(clock.now() - began, 4)
-        return report | await _server(connection)
+        return report | await _server(connection) | {"pacing": await _pacing(connection, spec)}
     finally:
         await connection.close()
 
@@ -142,6 +148,25 @@ async def _server(connection: Connection) -> dict[str, Any]:
     }
 
 
+async def _pacing(connection: Connection, spec: JobSpec | None) -> dict[str, Any]:
+    """What a job that paces itself would see there; with a spec, whether each of its signals can be read."""
+    seen = await look_at_rights(connection, NO_TABLE)
+    readable = {"pg_read_all_stats": seen.can_read_stats, "pg_monitor": seen.can_read_archive}
+    signals = {
+        signal.name: "yes" if role is None or readable[role] else f"no: GRANT {role} TO {connection.server.user}"
+        for signal in (spec.pace.effective_signals() if spec is not None else ())
+        for role in (role_for(signal.kind),)
+    }
+    return {
+        "sees_other_sessions": seen.can_read_stats,
+        "standbys": list(seen.standbys),
+        "replication_slots": seen.slots,
+        "archive_mode": seen.archive_mode,
+        "autovacuum": seen.autovacuum,
+        "oldest_snapshot": seen.oldest_xmin_holder or "none older than a minute",
+    } | ({"signals": signals} if spec is not None else {})
+
+
 # -- showing ----------------------------------------------------------------------------------------------------------
 
 
@@ -160,7 +185,7 @@ def _show(terminal: Terminal, name: str, report: dict[str, Any]) -> None:
 
 
 def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
-    server, user, ledger = report["server"], report["user"], report["ledger"]
+    server, user, ledger, pacing = report["server"], report["user"], report["ledger"], report["pacing"]
     standby = ", a standby: it cannot be written" if server["in_recovery"] else ""
     version = f"version {ledger['version']} of {ledger['newest']}" if ledger["version"] else "none yet"
     jobs = f", {numbers.counted(ledger['jobs'], 'job')}" if "jobs" in ledger else ""
@@ -171,6 +196,9 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("user", user["name"] + (" (superuser)" if user["superuser"] else "")),
         ("rights", rights),
         ("ledger", f"{version}{jobs}"),
+        ("pacing", ""),
+        *((f"  {name.replace('_', ' ')}", _yes(value)) for name, value in pacing.items() if name != "signals"),
+        *((f"  reads {name}", value) for name, value in pacing.get("signals", {}).items()),
         ("capabilities", ""),
         *((f"  {name.replace('_', ' ')}", _yes(value)) for name, value in report["capabilities"].items()),
     ]
@@ -181,4 +209,6 @@ def _yes(value: Any) -> str:
         return "yes" if value else "no"
     if value is None:
         return "no limit"
+    if value == []:
+        return "none"
     return ", ".join(value) if isinstance(value, (list, tuple)) else str(value)

@@ -49,7 +49,7 @@ LEASE_S: Final = 5.0
 VALID_S: Final = 4.0
 """How long a published decision counts: several ticks, so that one slow statement does not stop a fleet."""
 
-ASK_DEADLINE_S: Final = 2.0
+ASK_DEADLINE_S: Final = 3.0
 BINDING_SHARE: Final = 0.8
 """Chunks waited for tokens in this share of the time, or nearly all tokens were used: then the limit is what counts."""
 

@@ -100,6 +100,29 @@ def test_doctor_of_a_spec_looks_at_both_databases(backfill: Cli, two_shops: TwoD
     assert "variable ${TARGET_DSN}" in report["target"]["settings"]["host"]["origin"]
 
 
+def test_doctor_says_which_signals_of_a_spec_can_be_read(
+    backfill: Cli, shop: FreshDatabase, spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals = [{"replication_lag": {"max": "30s"}}, {"wal_archive": {"max": 10}}]
+    job = spec(pace={"signals": signals})
+    shown = backfill("doctor", job)
+    assert shown.code == 0
+    report = backfill("doctor", job, "--json").json["database"]["pacing"]
+    names = ("read_latency", "commit_latency", "lock_waits", "replication_lag", "wal_archive")
+    assert report["signals"] == dict.fromkeys(names, "yes")
+    assert "archive mode" in shown.out
+    shop.sql("CREATE ROLE watcher LOGIN")
+    try:
+        monkeypatch.setenv("BACKFILL_DSN", shop.server.dsn(shop.name, user="watcher"))
+        report = backfill("doctor", job, "--json").json["database"]["pacing"]
+    finally:
+        shop.sql("DROP ROLE watcher")
+    assert report["sees_other_sessions"] is False
+    assert report["signals"]["replication_lag"] == "no: GRANT pg_read_all_stats TO watcher"
+    assert report["signals"]["wal_archive"] == "no: GRANT pg_monitor TO watcher"
+    assert report["signals"]["read_latency"] == "yes"
+
+
 def test_doctor_reports_what_it_cannot_reach_and_exits_with_5(
     backfill: Cli, two_shops: TwoDatabases, copy_job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

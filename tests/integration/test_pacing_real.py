@@ -90,6 +90,7 @@ async def test_a_chunk_that_somebody_waits_for_goes_second(database: FreshDataba
     await shop.execute("UPDATE t SET n = 41 WHERE id = 1")
     assert 0.9 < time.monotonic() - began < 3.5, "after a second, and the half of one between two looks"
     assert running.count(ChunkCommitted) == 0
+    await running.until(lambda: running.count(ChunkCancelled) > 0)
     (cancelled,) = [event for event in running.events if isinstance(event, ChunkCancelled)]
     assert " shop waited 1." in cancelled.reason
     await running.until(lambda: running.count(ChunkRetried) > 0)
