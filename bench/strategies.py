@@ -18,7 +18,7 @@ LEARNT: Final = "learnt"
 OURS: Final = "ours"
 NAMES: Final = (BASELINE, UNTHROTTLED, FIXED, STOP_GO, NICE, LEARNT, OURS)
 
-TAIL_TO_PROBE: Final = 3.0
+TAIL_TO_PROBE: Final = 2.5
 """Probes are steered by their p90, people promise a p99: about this many times it."""
 
 FIXED_SHARE: Final = 0.5
