@@ -12,6 +12,7 @@ job may be held for as long as it takes.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import socket
@@ -36,7 +37,7 @@ from engine.model import KeyValue, Mode, Phase
 from engine.pace.bucket import RATE_LIMIT, TokenBucket
 from engine.pace.controller import Controller
 from engine.pace.deadline import Forecast, forecast
-from engine.pace.law import Decision, Law, SignalPolicy, Situation
+from engine.pace.law import Decision, Law, SignalPolicy, Situation, Stage
 from engine.pace.published import from_json, to_json
 from engine.spec.signals import SignalSpec
 from engine.watch.build import Place, Watched
@@ -111,6 +112,7 @@ class Pacer:
         self._valid_until = 0.0
         self._forecast: Forecast | None = None
         self._forecast_at = float("-inf")
+        self._last_pace_per_s: float | None = None  # as last allowed while it moved
         self._was_late = False
         self._said: tuple[object, ...] = ()
         self._news = asyncio.Event()
@@ -216,6 +218,7 @@ class Pacer:
         """Have the probes and the law that the spec and the orders ask for."""
         wanted = signals_in_force(self._prepared.spec.pace.effective_signals(), self._orders)
         if self._watch is None or wanted != self._watched:
+            somebody_was_there = self._watch is not None and not self._watch.alone
             await self._close_watch()
             self._watch = await Watch.open(
                 self._places(wanted),
@@ -223,6 +226,7 @@ class Pacer:
                 rng=self._rng,
                 on_cancel=self._cancelled,
                 rows_committed=self._rows_done,
+                somebody_was_there=somebody_was_there,
             )
             self._watched = wanted
             self._policies = self._watch.policies
@@ -266,9 +270,15 @@ class Pacer:
             clock=self._clock,
             emit=self._emit,
             job=job.name,
-            on_change=self._news.set,
+            on_change=self._growth_changed,
         )
         self._keeping = asyncio.create_task(self._keeper.run(), name="vacuum")
+
+    def _growth_changed(self) -> None:
+        """At a hundred thousand rows a second, a table grows by a percent until the next tick has done its round."""
+        if self._keeper is not None and self._keeper.closed:
+            self._bucket.hold(next(iter(self._keeper.closed)))
+        self._news.set()
 
     def _closed(self) -> dict[str, str]:
         closed: dict[str, str] = {}
@@ -356,24 +366,31 @@ class Pacer:
         finish_by, status, now = self._prepared.spec.pace.finish_by, self._status, self._clock.now()
         if finish_by is None or status is None or now - self._forecast_at < FORECAST_EVERY_S:
             return
+        pace = self._expected_per_s(decision, status)
+        if pace is None:
+            return
         self._forecast_at = now
         left = max(0.0, status.rows_estimated * (1 - status.progress))
-        allowed = decision.rate_per_s if decision.rate_per_s is not None else self._capacity()
-        pace = max(status.rows_per_s, allowed or 0.0) if not decision.held else 0.0
-        if decision.held and decision.leads == WINDOW:
-            pace = self._capacity() or 0.0  # the windows are counted by themselves
-            if not pace:
-                return
         self._forecast = forecast(self._wall(), finish_by, left, pace, self._prepared.spec.pace.open_windows.open_s)
         if self._forecast.is_late and not self._was_late:
             self._emit(DeadlineLate(job=status.job, reason=self._lateness(finish_by)))
         self._was_late = self._forecast.is_late
 
+    def _expected_per_s(self, decision: Decision, status: JobStatus) -> float | None:
+        """Rows a second that the job can be expected to do from now on: while it moves, what it may; while it is held,
+        what it did before.  None as long as nobody knows.
+        """
+        if not decision.held and decision.stage is not Stage.SLOW_START:
+            allowed = decision.rate_per_s if decision.rate_per_s is not None else self._capacity()
+            if allowed is not None:
+                self._last_pace_per_s = max(status.rows_per_s, allowed)
+        return self._last_pace_per_s
+
     def _lateness(self, finish_by: datetime) -> str:
         assert self._forecast is not None
         needed = self._forecast.needed_per_s
         return f"finish_by {finish_by:%Y-%m-%d %H:%M %Z} cannot be met at the allowed pace" + (
-            f": {needed:,.0f} rows/s are needed" if needed < float("inf") else ": the time is up"
+            f": {math.ceil(needed):,} rows/s are needed" if math.isfinite(needed) else ": the time is up"
         )
 
     # -- applying ---------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ from engine.pace.bucket import TokenBucket
 from engine.pace.controller import Controller
 from engine.pace.law import Decision
 from engine.plan.spans import plan_spans
-from engine.spec.models import MAX_WORKERS
+from engine.spec.models import MAX_WORKERS, ChunkLimits
 
 FOLLOW_S: Final = 1.0
 """Between two looks at the job's state when nobody notifies: an order reaches every worker within twice this."""
@@ -63,6 +63,9 @@ CONTROL_PATIENCE_S: Final = 300.0
 """How long the ledger may be out of reach before this process gives up; its leases have long run out by then."""
 
 WORKERS_PER_PROBER: Final = 2
+
+CHUNK_OF_GROWTH: Final = 0.1
+"""Chunks in hand are at most this part of what ``bloat.max_growth`` allows: they are written whatever is decided."""
 
 
 class Supervisor:
@@ -390,7 +393,7 @@ class Supervisor:
             key=key,
             space=await opening.key_space(ledger, job, prepared, phase),
             bucket=self._bucket,
-            limits=prepared.spec.chunk,
+            limits=self._chunk_limits(job),
             leases=self._leases,
             clock=self._clock,
             rng=self._rng,
@@ -400,6 +403,15 @@ class Supervisor:
             end_backends=self._control.end_backends,
             stop=stop,
         )
+
+    def _chunk_limits(self, job: JobRecord) -> ChunkLimits:
+        """The spec's; where a table must not grow much, chunks are small against what it may grow by."""
+        spec = self._prepared.spec
+        if spec.bloat.max_growth is None:
+            return spec.chunk
+        room_rows = int(job.rows_estimated * spec.bloat.max_growth * CHUNK_OF_GROWTH / max(1, self._workers_wanted))
+        most = max(spec.chunk.min_rows, min(spec.chunk.max_rows, room_rows))
+        return spec.chunk.model_copy(update={"max_rows": most})
 
     def _probers(self, shared: Shared) -> list[Prober]:
         """Enough index walkers that workers do not queue for them."""

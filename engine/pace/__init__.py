@@ -3,8 +3,8 @@
 Owns: the token bucket (``bucket``: *when*), the chunk sizer (``sizer``: *how much*), and the law that moves both
 (``controller``), told once a second what ``law.Situation`` says.  Of the law's parts, ``signals`` makes pressures and
 gates of readings, ``gauges`` and ``gates`` make one of many, ``rate`` moves the rate, ``response`` derives chunk time
-and workers, ``quiet`` finds times to measure baselines, ``growth`` decides about VACUUM; ``published`` is a decision as the
-ledger keeps it.
+and workers, ``quiet`` finds times to measure baselines, ``growth`` decides about VACUUM; ``published`` is a decision
+as the ledger keeps it.
 
 Refuses to know: databases, SQL, keys, spans, and what a row means.  Nothing here reads a clock by itself.  Everything
 that is decided is decided by plain synchronous objects that are told the time; ``TokenBucket`` alone wraps one of

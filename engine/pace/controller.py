@@ -232,7 +232,7 @@ class Controller:
         if self._pressed:
             return self._hold_by_pressure(situation, gauges)
         self._reopen(now)
-        learns = any(signal.policy.target is None for signal in steering)
+        learns = any(signal.policy.target is None or signal.misfit for signal in steering)
         if self._slowdowns.runs(now, wanted=learns, may_begin=not self._rate.slow_start and gauges.trouble is None):
             return self._admit(situation, gauges, Stage.SLOWDOWN)
         self._move(situation, gauges)

@@ -78,6 +78,10 @@ class Memory:
         self._changed = max(before, look.changed)
         self._last_look = now
 
+    def remember_somebody(self, now: float) -> None:
+        """Somebody was there at ``now``, as another memory knows."""
+        self._last_sign = now
+
     def alone(self, now: float) -> bool:
         """True when nobody else has shown a sign for ``MEMORY_S``, or ever, and that is known."""
         if self._last_look is None or now - self._last_look > STALE_S:
@@ -110,6 +114,10 @@ class Presence:
         (row,) = await self._session.ask(_LOOK, SESSIONS_WINDOW_S)
         look = Look(row["hidden"], row["active"], row["changed"], row["server_now"], row["sessions"], row["begun"])
         self._memory.add(self._clock.now(), look)
+
+    def remember_somebody(self) -> None:
+        """Somebody was there a moment ago, whatever the first look will see."""
+        self._memory.remember_somebody(self._clock.now())
 
     def alone(self) -> bool:
         """True when nobody else uses the server, as far as the last looks tell."""

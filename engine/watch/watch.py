@@ -42,20 +42,30 @@ class Watch:
         rng: random.Random,
         on_cancel: Callable[[str], None],
         rows_committed: Callable[[], float] = lambda: 0.0,
+        somebody_was_there: bool = False,
     ) -> Self:
         """Begin to watch; returns when it is known whether anybody else is there, or nobody can say.
 
         ``on_cancel`` is told, in words, that a chunk was cancelled because somebody waited for it.  ``rows_committed``:
         rows that the job has committed so far, which before PostgreSQL 18 its share of the WAL is estimated from.
+        ``somebody_was_there``: as a watch that this one replaces saw a moment ago.
         """
         built = build(watched, clock=clock, rng=rng, on_cancel=on_cancel, rows_committed=rows_committed)
         watcher = Watcher(built.probes, clock=clock, rng=rng, presences=built.presences)
+        if somebody_was_there:
+            for presence in built.presences:
+                presence.remember_somebody()
         try:
             await watcher.start()
         except BaseException:
             await watcher.close()
             raise
         return cls(built, watcher)
+
+    @property
+    def alone(self) -> bool:
+        """True when nobody else uses the job's servers."""
+        return self._watcher.alone
 
     async def take(self) -> Sight:
         """What was seen since the last call."""

@@ -24,7 +24,7 @@ from engine.watch.probe import Measured, Probe, explain
 MOST_READINGS: Final = 10_000
 """Kept while nobody takes them; then the oldest go."""
 
-FIRST_LOOK_S: Final = 5.0
+FIRST_LOOK_S: Final = 2.0
 """How long ``start`` waits for first answers.  Without one, somebody is there, and what holds the job back does so."""
 
 

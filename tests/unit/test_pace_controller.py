@@ -508,8 +508,8 @@ def test_workers_come_at_once_and_leave_slowly() -> None:
     response = Response(0.25, 8)
     response.follow(1.0, 1.0)
     assert response.active(1_000.0, 80_000.0, 0.0) == 1
-    assert response.active(35_000.0, 80_000.0, 1.0) == 5
-    assert response.active(15_000.0, 80_000.0, 2.0) == 5
+    assert response.active(35_000.0, 80_000.0, 1.0) == 4
+    assert response.active(15_000.0, 80_000.0, 2.0) == 4
     assert response.active(15_000.0, 80_000.0, 13.0) == 2
     assert response.active(1e9, 80_000.0, 14.0) == 8
     assert response.active(1_000.0, None, 15.0) is None
