@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from engine.clock import Clock, SystemClock
 from engine.db import Action, Connection, Database, classify
@@ -40,6 +40,9 @@ ASIDE_S: Final = 60.0
 
 ABORT_S: Final = 3.0
 DEFAULT_VARIABLES: Final = ("SOURCE_DSN", "TARGET_DSN")
+_ASTRAY: Final = ("..", "\\", "\N{REPLACEMENT CHARACTER}")
+"""What no path may have in it once decoded: a way up, what some servers take for a slash, bytes that are no text."""
+
 _AWAY: Final = (Action.RECONNECT, Action.WAIT, Action.PAUSE)
 
 
@@ -107,12 +110,22 @@ class Lent:
 
 
 def _is_below(url: str, allowed: str) -> bool:
-    """True for the allowed URL itself and for what is below its path."""
+    """True for the allowed URL itself and for what is below its path, however its server spells out the path."""
     asked, root = urlsplit(url), urlsplit(allowed)
-    if (asked.scheme, asked.netloc) != (root.scheme, root.netloc) or ".." in asked.path:
+    if (asked.scheme, asked.netloc) != (root.scheme, root.netloc):
         return False
-    path = root.path.rstrip("/")
-    return asked.path == path or asked.path.startswith(f"{path}/")
+    path, top = _decoded(asked.path), _decoded(root.path).rstrip("/")
+    # A slash that was encoded is a step down for some servers, and part of a name for others.
+    if path.count("/") != asked.path.count("/") or any(bad in path for bad in _ASTRAY):
+        return False
+    return path == top or path.startswith(f"{top}/")
+
+
+def _decoded(path: str) -> str:
+    """Without percent signs, even where they were encoded themselves: some way may decode it twice."""
+    while (plain := unquote(path)) != path:
+        path = plain
+    return path
 
 
 def _reference(job: JobRecord, side: str) -> str | None:

@@ -20,11 +20,14 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 from engine.clock import Clock
-from engine.events import ChunkCancelled, DeadlineLate, Emit, PaceChanged
+from engine.db.failures import classify
+from engine.errors import SpecError
+from engine.events import ChunkCancelled, DeadlineLate, Emit, PaceChanged, Warned
 from engine.flow.control import Control
 from engine.flow.prepare import Prepared
 from engine.flow.shared import Shared
@@ -35,11 +38,13 @@ from engine.ledger.orders import PaceOrders
 from engine.ledger.records import JobRecord, JobStatus
 from engine.model import KeyValue, Mode, Phase
 from engine.pace.bucket import RATE_LIMIT, TokenBucket
-from engine.pace.controller import Controller
+from engine.pace.controller import FRESH_S, Controller
 from engine.pace.deadline import Forecast, forecast
 from engine.pace.law import Decision, Law, SignalPolicy, Situation, Stage
 from engine.pace.published import from_json, to_json
-from engine.spec.signals import SignalSpec
+from engine.spec import JobSpec
+from engine.spec.pacing import Bloat, Pace
+from engine.spec.signals import SignalKind, SignalSpec
 from engine.watch.build import Place, Watched
 from engine.watch.watch import Sight, Watch
 
@@ -59,6 +64,15 @@ MINIMUM_CHUNK_EVERY_S: Final = 60.0
 """Against gauges, one smallest chunk in that time is always let through."""
 
 FORECAST_EVERY_S: Final = 10.0
+FORECAST_MARGIN: Final = 2.0
+"""Working time is counted up to so many times what is needed: further on it changes nothing."""
+
+FURTHEST_FORECAST: Final = timedelta(days=400)
+"""Nobody's windows are counted beyond."""
+
+MOST_STANDBYS: Final = 100
+GROWTH_TAKES_S: Final = 2.0
+"""Seconds in which a job may write at most as many rows as ``bloat.max_growth`` lets its table grow by."""
 
 WINDOW: Final = "window"
 NO_PACER: Final = "no pacer"
@@ -97,6 +111,8 @@ class Pacer:
         self._emit = emit
         self._make_law = make_law
         self._wall = wall
+        self._pace: Pace = prepared.spec.pace
+        self._bloat: Bloat = prepared.spec.bloat
         self._job: JobRecord | None = None
         self._status: JobStatus | None = None
         self._shared: Shared | None = None
@@ -104,6 +120,7 @@ class Pacer:
         self._law: Law | None = None
         self._policies: tuple[SignalPolicy, ...] = ()
         self._baselines: Mapping[str, tuple[float, float]] = {}
+        self._standbys: frozenset[str] = frozenset()  # that were there; one that is gone closes its gate
         self._watch: Watch | None = None
         self._watched: tuple[SignalSpec, ...] = ()  # what the watch was made for
         self._keeper: VacuumKeeper | None = None
@@ -115,6 +132,7 @@ class Pacer:
         self._last_pace_per_s: float | None = None  # as last allowed while it moved
         self._was_late = False
         self._said: tuple[object, ...] = ()
+        self._warned = ""
         self._news = asyncio.Event()
 
     # -- from the supervisor ----------------------------------------------------------------------------------------
@@ -123,13 +141,34 @@ class Pacer:
         """The job and its status as last looked at.  New orders are followed at once."""
         if self._job is not None and (self._job.orders != job.orders or self._job.spec != job.spec):
             self._news.set()
+        if self._job is None or self._job.spec != job.spec:
+            self._follow_settings(job)
         self._job, self._status = job, status
         self._ours_then = self._ours()
+
+    def _follow_settings(self, job: JobRecord) -> None:
+        """The newest run's settings count, on whatever host it was.  The ledger is untrusted: an address that this
+        process was not told of is not asked, and then its own settings go on.
+        """
+        own = self._prepared.spec
+        try:
+            newest = JobSpec.from_ledger(
+                job.spec, source_dsn=own.source.dsn, target_dsn=own.target.dsn if own.target is not None else None
+            )
+        except SpecError:
+            return
+        known = {signal.url for signal in own.pace.effective_signals()}
+        if any(signal.url not in known for signal in newest.pace.effective_signals() if signal.url is not None):
+            message = "the newest run's signals ask addresses that this process does not know: it goes on by its own"
+            self._emit(Warned(job=job.name, message=message))
+            return
+        self._pace, self._bloat = newest.pace, newest.bloat
 
     async def begin(self, shared: Shared, workers: Sequence[Worker]) -> None:
         """A phase begins: have a pace in force before its first chunk."""
         self._shared, self._workers = shared, workers
         self._bucket.take_usage()
+        self.decision = None
         await self._tick()
 
     async def run(self) -> None:
@@ -143,7 +182,13 @@ class Pacer:
                 await self._tick()
             except Exception as error:
                 self._fall_back()
-                await self._control.mend(error)
+                await self._bear(error)
+
+    async def watch_expiry(self) -> None:
+        """Obey no decision that has expired, whatever ``run`` is waiting for.  Waits for the clock only."""
+        while True:
+            await self._clock.sleep(TICK_S / 2)
+            self._fall_back()
 
     async def rest(self) -> None:
         """Nothing moves for a while: ask nobody anything, and let others pace."""
@@ -152,6 +197,16 @@ class Pacer:
         if self._job is not None:
             with suppress(Exception):
                 await self._control.ledger.leave_pacer(self._job.id, self._id)
+
+    async def _bear(self, error: Exception) -> None:
+        """A tick failed.  The job is no worse off than without a pacer: it goes at the minimum until one succeeds."""
+        try:
+            await self._control.mend(error)
+        except Exception as surprise:
+            message = f"pacing failed: {classify(surprise).message}; the job goes at the minimum meanwhile"
+            if message != self._warned and self._job is not None:
+                self._warned = message
+                self._emit(Warned(job=self._job.name, message=message))
 
     # -- a tick -----------------------------------------------------------------------------------------------------
 
@@ -162,7 +217,7 @@ class Pacer:
         now = self._clock.now()
         if look.is_mine:
             if self._law is None:
-                self._adopt(look.decision)
+                self._adopt(look.decision, look.age_s)
             decision = await self._lead()
             async with asyncio.timeout(ASK_DEADLINE_S):
                 ours = await self._control.ledger.publish_pace(
@@ -180,9 +235,21 @@ class Pacer:
         self._fall_back()
 
     def _fall_back(self) -> None:
-        """Nobody's decision counts any more: go at the minimum until somebody's does."""
-        if self._clock.now() >= self._valid_until:
-            self._apply(Decision(rate_per_s=self._minimum_per_s, leads=NO_PACER, reason=f"{NO_PACER}: at the minimum"))
+        """Nobody's decision counts any more: go at the minimum until somebody's does.  What was held stays held."""
+        if self._clock.now() < self._valid_until:
+            return
+        before = self.decision
+        was = f"; was held: {before.reason}" if before is not None and before.held and before.leads != NO_PACER else ""
+        if before is not None and before.leads == NO_PACER:
+            return
+        self._apply(
+            Decision(
+                rate_per_s=self._minimum_per_s,
+                held=bool(was),
+                leads=NO_PACER,
+                reason=f"{NO_PACER}: {'nothing starts' if was else 'at the minimum'}{was}",
+            )
+        )
 
     # -- leading ----------------------------------------------------------------------------------------------------
 
@@ -192,6 +259,8 @@ class Pacer:
         now = self._clock.now()
         assert self._law is not None
         sight = await self._watch.take() if self._watch is not None else Sight(alone=True)
+        if self._watch is not None:
+            self._standbys |= self._watch.standbys
         used, binding = self._usage()
         ceiling, why = self._ceiling(sight)
         situation = Situation(
@@ -216,7 +285,9 @@ class Pacer:
 
     async def _attend(self) -> None:
         """Have the probes and the law that the spec and the orders ask for."""
-        wanted = signals_in_force(self._prepared.spec.pace.effective_signals(), self._orders)
+        wanted = signals_in_force(self._pace.effective_signals(), self._orders)
+        if not any(signal.kind is SignalKind.REPLICATION_LAG for signal in wanted):
+            self._standbys = frozenset()  # turned off: those that are gone are meant to be
         if self._watch is None or wanted != self._watched:
             somebody_was_there = self._watch is not None and not self._watch.alone
             await self._close_watch()
@@ -242,20 +313,26 @@ class Pacer:
         self._law.change(self._policies, self._total)
         self._keep()
 
-    def _adopt(self, published: Mapping[str, Any] | None) -> None:
-        """What another pacer learnt of these databases, so that the job need not be held to learn it again."""
-        found = (published or {}).get("baselines")
-        if isinstance(found, Mapping):
+    def _adopt(self, published: Mapping[str, Any] | None, age_s: float | None) -> None:
+        """What another pacer (or this one, before a rest) learnt of these databases, unless it is of another time."""
+        found = published if isinstance(published, Mapping) else {}
+        standbys = found.get("standbys")
+        if isinstance(standbys, list):
+            self._standbys |= {name for name in standbys[:MOST_STANDBYS] if isinstance(name, str)}
+        baselines = found.get("baselines")
+        if isinstance(baselines, Mapping) and age_s is not None and age_s <= FRESH_S:
             self._baselines = {
                 str(name): (float(pair[0]), float(pair[1]))
-                for name, pair in found.items()
+                for name, pair in baselines.items()
                 if isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, int | float) for x in pair)
             }
 
     def _keep(self) -> None:
         """In place with a budget for growth, somebody vacuums behind the workers: whoever paces."""
-        spec, job = self._prepared.spec, self._job
-        if self._keeper is not None or spec.bloat.max_growth is None or job is None:
+        job, max_growth = self._job, self._bloat.max_growth
+        if self._keeping is not None and self._keeping.done():
+            self._keeper = self._keeping = None  # whatever it died of: a new one looks again
+        if self._keeper is not None or max_growth is None or job is None:
             return
         if self._prepared.mode is not Mode.UPDATE or self._is_sweeping:
             return
@@ -264,7 +341,7 @@ class Pacer:
             self._prepared.source.table,
             # A ledger from before this was measured: the growth from now on.
             start_bytes=self._prepared.source_table.heap_bytes if job.heap_bytes is None else job.heap_bytes,
-            max_growth=spec.bloat.max_growth,
+            max_growth=max_growth,
             rows_total=job.rows_estimated,
             rows_written=self._rows_done,
             clock=self._clock,
@@ -282,7 +359,7 @@ class Pacer:
 
     def _closed(self) -> dict[str, str]:
         closed: dict[str, str] = {}
-        if outside := self._prepared.spec.pace.open_windows.reason(self._wall()):
+        if outside := self._pace.open_windows.reason(self._wall()):
             closed[WINDOW] = outside
         if self._keeper is not None:
             closed.update(self._keeper.closed)
@@ -311,8 +388,13 @@ class Pacer:
         """The user's limit, in rows a second, and which one it is."""
         assert self._job is not None
         per_row = sight.own_wal_bytes_per_row or self._prepared.row_bytes  # until it is measured
-        wal = self._prepared.spec.pace.max_wal_bytes_per_s
-        return row_limit(self._orders, self._job.spec, wal, per_row)
+        limit, why = row_limit(self._orders, self._job.spec, self._pace.max_wal_bytes_per_s, per_row)
+        if self._keeper is not None and self._bloat.max_growth is not None:
+            # A table whose whole budget is written between two looks would be beyond it before anybody knows.
+            steady = max(1.0, self._job.rows_estimated) * self._bloat.max_growth / GROWTH_TAKES_S
+            if limit is None or steady < limit:
+                return steady, "max_growth"
+        return limit, why
 
     def _places(self, signals: tuple[SignalSpec, ...]) -> Watched:
         """What the watch must know: where foreground reads and writes are felt."""
@@ -350,6 +432,7 @@ class Pacer:
             ),
             target=target,
             written=prepared.written_table.name,
+            standbys=self._standbys,
         )
 
     def _rows_done(self) -> float:
@@ -363,15 +446,23 @@ class Pacer:
     # -- the deadline -----------------------------------------------------------------------------------------------
 
     def _look_at_deadline(self, decision: Decision) -> None:
-        finish_by, status, now = self._prepared.spec.pace.finish_by, self._status, self._clock.now()
+        finish_by, status, now = self._pace.finish_by, self._status, self._clock.now()
         if finish_by is None or status is None or now - self._forecast_at < FORECAST_EVERY_S:
             return
+        wall = self._wall()
         pace = self._expected_per_s(decision, status)
-        if pace is None:
-            return
+        if pace is None and wall < finish_by:
+            return  # it has not moved yet, and there is still time
         self._forecast_at = now
         left = max(0.0, status.rows_estimated * (1 - status.progress))
-        self._forecast = forecast(self._wall(), finish_by, left, pace, self._prepared.spec.pace.open_windows.open_s)
+        enough_s = left / pace * FORECAST_MARGIN if pace else 0.0
+        self._forecast = forecast(
+            wall,
+            min(finish_by, wall + FURTHEST_FORECAST),
+            left,
+            pace or 0.0,
+            partial(self._pace.open_windows.open_s, enough_s=enough_s),
+        )
         if self._forecast.is_late and not self._was_late:
             self._emit(DeadlineLate(job=status.job, reason=self._lateness(finish_by)))
         self._was_late = self._forecast.is_late
@@ -438,6 +529,7 @@ class Pacer:
         late = self._forecast
         growth = self._keeper.growth if self._keeper is not None else None
         return to_json(decision) | {
+            "standbys": sorted(self._standbys),
             "baselines": {name: list(pair) for name, pair in (self._law.baselines if self._law else {}).items()},
             "deadline": None if late is None or not late.is_late else {"late_by_s": late.late_by_s},
             "growth": None if growth is None else {"ratio": growth.ratio, "max": growth.maximum},
@@ -470,8 +562,7 @@ class Pacer:
     async def _retire(self) -> None:
         """Somebody else decides: probe and vacuum no longer."""
         await self._close_watch()
-        if self._law is not None:
-            self._baselines, self._law = self._law.baselines, None
+        self._law, self._baselines = None, {}
         keeping, self._keeping, self._keeper = self._keeping, None, None
         if keeping is not None:
             keeping.cancel()
@@ -480,4 +571,5 @@ class Pacer:
     async def _close_watch(self) -> None:
         watch, self._watch = self._watch, None
         if watch is not None:
-            await watch.close()
+            self._standbys |= watch.standbys
+            await asyncio.shield(watch.close())

@@ -110,6 +110,7 @@ class Supervisor:
         self._job: JobRecord | None = None  # as last looked at
         self._shared: Shared | None = None
         self._workers: list[Worker] = []
+        self._waits_before: dict[str, float] = {}  # what the bucket had counted when this phase's workers were made
         self._everybody: list[str] = []  # ids of all workers that this process has had
         self._news = asyncio.Event()
         self._state: JobState | None = None
@@ -340,6 +341,7 @@ class Supervisor:
             )
             for n in range(self._workers_wanted)
         ]
+        self._waits_before = self._bucket.waits
         self._everybody += [w.id for w in self._workers]
         await self._beat(shared)  # others see at once that somebody works on it, and share the limit
         await self._refresh_status()
@@ -347,6 +349,7 @@ class Supervisor:
         await self._pacer.begin(shared, self._workers)
         helpers = [
             asyncio.create_task(self._guarded(self._pacer.run(), shared), name="pace"),
+            asyncio.create_task(self._guarded(self._pacer.watch_expiry(), shared), name="pace expiry"),
             asyncio.create_task(self._guarded(self._keep_leases(shared), shared), name="leases"),
             asyncio.create_task(self._guarded(self._watch_leases(), shared), name="watch"),
             asyncio.create_task(self._guarded(self._follow(shared, phase), shared), name="follow"),
@@ -497,9 +500,14 @@ class Supervisor:
 
     async def _beat(self, shared: Shared) -> None:
         beats = [w.heartbeat() for w in self._workers]
-        waits = shared.bucket.waits
-        if beats and waits:
-            beats[0].waits.update(waits)
+        if beats:
+            beats[0].waits.update(
+                {
+                    reason: seconds - before
+                    for reason, seconds in shared.bucket.waits.items()
+                    if seconds > (before := self._waits_before.get(reason, 0.0))
+                }
+            )
         await self._control.ledger.heartbeat(shared.job_id, socket.gethostname(), os.getpid(), beats)
 
     async def _follow(self, shared: Shared, phase: Phase) -> None:

@@ -8,7 +8,6 @@ VACUUM in hand is cancelled, and a server that does not hear that ends it when t
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -28,7 +27,10 @@ GATE: Final = "table_growth"
 VACUUM_TIMEOUT_S: Final = 24 * 3600.0
 LOOK_DEADLINE_S: Final = 5.0
 LOOK_SHARE: Final = 0.05
-"""Looks take at most this share of the time, however many partitions there are."""
+"""Looks take at most this share of the time, unless that would leave more than ``LONGEST_PAUSE_S`` between two."""
+
+LONGEST_PAUSE_S: Final = 2.0
+"""Between two looks, however many partitions there are; well below ``STALE_S`` even where a look takes its time."""
 
 WAITING_LOOK_S: Final = 0.5
 """At most between two looks while the job is held, or the server does not answer; the end of a VACUUM is noticed at
@@ -57,7 +59,8 @@ class VacuumKeeper:
     """Keeps ``table`` within ``max_growth`` (0.2 for 20 %) of the ``start_bytes`` its heap had when the job began.
 
     ``rows_total``: rows the job writes in all, an estimate; not positive when unknown.  ``rows_written``: how many of
-    them by now, wherever the workers are, as up to date as possible.  ``on_change`` is called when ``closed`` changes.
+    them by now, wherever the workers are, as up to date as possible.  ``on_change`` is called when ``closed`` changes;
+    it must not raise.
     """
 
     def __init__(
@@ -92,7 +95,8 @@ class VacuumKeeper:
         self._last_updates: dict[int, int] = {}
         self._shares: dict[int, float] = {}
         self._news = asyncio.Event()
-        self._looked_at = -math.inf
+        self._looked_at: float | None = None  # None: not running yet, so nothing can be late
+        self._look_took_s = 0.0
         self._look_failed = ""
         self._ratio = 0.0
         self._vacuums = 0
@@ -123,12 +127,14 @@ class VacuumKeeper:
     @property
     def closed(self) -> Mapping[str, str]:
         """The gate, while it is closed, and why: ``{"table_growth": "table_growth 21% > 20%; …"}``."""
-        if self._clock.now() - self._looked_at > STALE_S and self._look_failed:
-            return {GATE: f"{GATE} unknown: {self._look_failed}"}
+        if self._looked_at is not None and self._clock.now() - self._looked_at > STALE_S:
+            return {GATE: f"{GATE} unknown: {self._look_failed or f'not measured for {STALE_S:g}s'}"}
         return {GATE: self._held} if self._held else {}
 
     async def run(self) -> None:
-        """Look and act until cancelled.  Errors of the server are borne and told; a mistake of ours is raised."""
+        """Look and act until cancelled; ends by nothing else.  A look that fails, whatever with, is tried again, and
+        closes the gate when that lasts: a keeper that gave up would let the table grow.
+        """
         self._looked_at = self._clock.now()  # nothing is stale before there was time to look
         try:
             while True:
@@ -151,31 +157,38 @@ class VacuumKeeper:
     # -- a turn -----------------------------------------------------------------------------------------------------
 
     async def _turn(self) -> float:
-        """Look once, decide, act; gives the seconds until the next look."""
-        if self._working is not None and self._working.done():
-            working, self._working = self._working, None
-            working.result()
-        began = self._clock.now()
+        """Look once, decide, act; gives the seconds until the next look.  Raises nothing."""
         try:
+            self._forget_ended()
             rows_written = self._rows_written()
             seen = await self._looking.use(self._look)
+            verdicts = self._decide(seen, rows_written)
+            self._act(seen, verdicts)
         except Exception as error:
             self._look_failed = classify(error).message
             return WAITING_LOOK_S
         self._looked_at, self._look_failed = self._clock.now(), ""
-        verdicts = self._decide(seen, rows_written)
-        self._act(seen, verdicts)
-        shortest_s = (self._looked_at - began) / LOOK_SHARE
         next_s = [policy.next_look_s for policy in self._policies.values()]
         if not next_s or any(verdict.hold for verdict in verdicts.values()):
             next_s.append(WAITING_LOOK_S)
-        return max(shortest_s, min(next_s))
+        return min(LONGEST_PAUSE_S, max(self._look_took_s / LOOK_SHARE, min(next_s)))
+
+    def _forget_ended(self) -> None:
+        if self._working is None or not self._working.done():
+            return
+        working, self._working = self._working, None
+        error = None if working.cancelled() else working.exception()
+        if error is not None:
+            self._trouble = classify(error).message
+            self._warn(f"a VACUUM ended badly: {self._trouble}")
 
     async def _look(self, connection: Connection) -> Look:
+        began = self._clock.now()
         seen = await look(connection, self._table, timeout_s=LOOK_DEADLINE_S)
         session = self._session
         if session is not None and not await is_alive(connection, session, timeout_s=LOOK_DEADLINE_S):
             session.abort()  # it would wait for an answer for as long as a VACUUM may take
+        self._look_took_s = self._clock.now() - began
         return seen
 
     def _decide(self, seen: Look, rows_written: float) -> dict[int, Verdict]:
@@ -283,11 +296,8 @@ class VacuumKeeper:
             self._vacuums += 1
             self._trouble = ""
         except Exception as error:
-            failure = classify(error)
-            if not failure.sqlstate:
-                raise
-            self._trouble = failure.message
-            self._warn(f"VACUUM of {table} failed: {failure.message}; it is tried again")
+            self._trouble = classify(error).message
+            self._warn(f"VACUUM of {table} failed: {self._trouble}; it is tried again")
         finally:
             policy.ended(self._clock.now(), failed=failed)
             self._working_on = self._working_since = None

@@ -46,6 +46,9 @@ FIRST_IDLE_POLL_S: Final = 0.05
 LONGEST_IDLE_POLL_S: Final = 1.0
 """Between two looks for work while others hold all of it; a span let go of in this process is heard of at once."""
 
+FAR_TOO_MANY: Final = 2
+"""A chunk that waited for admission is cut anew when it has more than so many times the rows that are wanted by now."""
+
 PARKED_POLL_S: Final = 1.0
 SPEED_CHUNKS: Final = 5
 """Chunks of which the median is a worker's speed."""
@@ -268,6 +271,9 @@ class Worker:
         try:
             if shared.stop.is_set or not self._is_trusted:
                 return span  # the admission took long; whoever reads this loop sees to it
+            if admission.waited_s and bound.scanned > FAR_TOO_MANY * self._wanted_rows(span):
+                await self._bounds.begin(span.cursor, span.hi)
+                return span  # cut before somebody came: what was right then is too much now
             shared.in_flight[span.id] = bound.scanned
             observation = await self._mover.move(span, bound)
             admission.settle(observation.scanned)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -13,6 +15,9 @@ SIGNALS: Final = "signals"
 
 ALL_ORDERS: Final = (ROWS, WAL, WORKERS, SIGNALS)
 """Every name that may be reset; ``signals.NAME`` resets one signal."""
+
+MOST_WORKERS: Final = 1024
+"""More at work than this is no order.  Of the whole job: the spec limits those of one process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,12 @@ class SignalOrder:
         """The inverse of ``as_json``; what this release does not understand is left out."""
         found = item if isinstance(item, Mapping) else {}
         off = found.get("off")
-        return cls(_number(found.get("target")), _number(found.get("max")), off if isinstance(off, bool) else None)
+        maximum = _number(found.get("max"))
+        return cls(
+            target=_positive(found.get("target")),
+            maximum=maximum if maximum is not None and maximum >= 0 else None,
+            off=off if isinstance(off, bool) else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +62,23 @@ class PaceOrders:
         return {name: value for name, value in found.items() if value is not None}
 
     @classmethod
-    def from_json(cls, item: Mapping[str, Any]) -> PaceOrders:
-        """The inverse of ``as_json``; what this release does not understand is left out."""
-        workers = _number(item.get(WORKERS))
-        signals = item.get(SIGNALS)
-        orders = {name: SignalOrder.from_json(order) for name, order in _mapping(signals).items()}
+    def from_json(cls, item: Any) -> PaceOrders:
+        """The inverse of ``as_json``; what this release does not understand is left out, and so is what cannot be an
+        order: a number that is not finite, a limit of 0, half a worker.  Never raises.
+        """
+        found = _mapping(item)
+        orders = {name: SignalOrder.from_json(order) for name, order in _mapping(found.get(SIGNALS)).items()}
         return cls(
-            max_rows_per_s=_number(item.get(ROWS)),
-            max_wal_bytes_per_s=_number(item.get(WAL)),
-            workers=None if workers is None else int(workers),
+            max_rows_per_s=_positive(found.get(ROWS)),
+            max_wal_bytes_per_s=_positive(found.get(WAL)),
+            workers=_workers(found.get(WORKERS)),
             signals={name: order for name, order in orders.items() if order != SignalOrder()},
         )
+
+
+def read_json(text: str) -> Any:
+    """What the database holds as JSON; None in place of an integer that is longer than Python reads."""
+    return json.loads(text, parse_int=_integer)
 
 
 def merged(orders: Mapping[str, Any], change: PaceOrders, reset: Sequence[str]) -> dict[str, Any]:
@@ -95,5 +111,28 @@ def _mapping(item: Any) -> Mapping[str, Any]:
     return item if isinstance(item, Mapping) else {}
 
 
+def _integer(digits: str) -> int | None:
+    try:
+        return int(digits)
+    except ValueError:
+        return None
+
+
 def _number(item: Any) -> float | None:
-    return float(item) if isinstance(item, int | float) and not isinstance(item, bool) else None
+    if isinstance(item, bool) or not isinstance(item, int | float):
+        return None
+    try:
+        number = float(item)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _positive(item: Any) -> float | None:
+    number = _number(item)
+    return number if number is not None and number > 0 else None
+
+
+def _workers(item: Any) -> int | None:
+    is_count = isinstance(item, int) and not isinstance(item, bool) and 1 <= item <= MOST_WORKERS
+    return item if is_count else None

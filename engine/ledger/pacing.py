@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.errors import UnknownJob, UsageError
-from engine.ledger.orders import ROWS, PaceOrders, PacerLook, merged
+from engine.ledger.orders import ROWS, PaceOrders, PacerLook, merged, read_json
 from engine.ledger.queries import migrations, queries
 from engine.ledger.statements import Statements
 
@@ -23,9 +23,10 @@ class Pacing(Statements):
         row = await self._row("pacer", job_id, process, host, os_pid, lease_s)
         if row is None:  # another process took it between the statement's snapshot and its write, or the job is gone
             return PacerLook(is_mine=False, decision=None, valid_for_s=None, age_s=None)
+        decision = None if row["decision"] is None else read_json(row["decision"])
         return PacerLook(
             is_mine=row["is_mine"],
-            decision=None if row["decision"] is None else json.loads(row["decision"]),
+            decision=decision if isinstance(decision, dict) else None,
             valid_for_s=row["valid_for_s"],
             age_s=row["age_s"],
         )
@@ -64,7 +65,7 @@ class Pacing(Statements):
             wanted = merged(_stored(row["pace"], row["limit_rows_per_s"]), change, reset)
             limit = wanted.pop(ROWS, None)
             await self.connection.fetchrow(queries()["order_reason"], reason or "")
-            await self.connection.fetchrow(queries()["order_pace"], row["id"], json.dumps(wanted), limit)
+            await self.connection.fetchrow(queries()["order_pace"], row["id"], json.dumps(_finite(wanted)), limit)
         return PaceOrders.from_json({**wanted, ROWS: limit})
 
 
@@ -74,7 +75,8 @@ def orders_of(pace: str, limit_rows_per_s: float | None) -> PaceOrders:
 
 
 def _stored(pace: str, limit_rows_per_s: float | None) -> dict[str, Any]:
-    return {**json.loads(pace), ROWS: limit_rows_per_s}
+    stored = read_json(pace)
+    return {**(stored if isinstance(stored, dict) else {}), ROWS: limit_rows_per_s}
 
 
 def _finite(item: Any) -> Any:

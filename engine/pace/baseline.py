@@ -79,8 +79,11 @@ class Baseline:
             return
         self._lowest = min(self._lowest, value)
         if value < MUCH_LOWER * before or (starved and value > before):
-            self._value = min(value, HIGHEST_GROWTH * self._lowest) if self._lowest > 0 else value
+            self._value = self._capped(value)
             self._deviation = deviation
         elif value <= MUCH_HIGHER * before:
-            self._value = before + BLENDED * (value - before)
+            self._value = self._capped(before + BLENDED * (value - before))
             self._deviation += BLENDED * (deviation - self._deviation)
+
+    def _capped(self, value: float) -> float:
+        return min(value, HIGHEST_GROWTH * self._lowest) if self._lowest > 0 else value

@@ -232,7 +232,7 @@ class Controller:
         if self._pressed:
             return self._hold_by_pressure(situation, gauges)
         self._reopen(now)
-        learns = any(signal.policy.target is None or signal.misfit for signal in steering)
+        learns = any(signal.policy.target is None for signal in steering)
         if self._slowdowns.runs(now, wanted=learns, may_begin=not self._rate.slow_start and gauges.trouble is None):
             return self._admit(situation, gauges, Stage.SLOWDOWN)
         self._move(situation, gauges)
@@ -241,10 +241,12 @@ class Controller:
     def _prepare(self, situation: Situation, gauges: Gauges) -> None:
         """Give the rate its start value, and keep it under the user's limit."""
         ceiling = math.inf if situation.ceiling_per_s is None else situation.ceiling_per_s
+        start = FIRST_RATE_PER_S if self._fastest is None else START_SHARE * min(self._fastest, ceiling)
         if not self._begun and gauges.trouble is None:
             self._begun = self._fastest is not None
-            start = FIRST_RATE_PER_S if self._fastest is None else START_SHARE * min(self._fastest, ceiling)
             self._rate.restart(start, situation.now)
+        elif not self._begun:
+            self._rate.per_s = min(self._rate.per_s, start)  # blind: not at the rate of another time
         self._rate.per_s = max(self._min_rate, min(self._rate.per_s, ceiling))
 
     def _take_up(self, change: float, now: float) -> None:

@@ -53,6 +53,7 @@ class SignalPolicy:
     learns: bool = False  # without a target, one is made from the baseline
     maximum: float | None = None
     foreground: bool = False  # measures what somebody else would feel: means nothing while nobody else is there
+    accumulates: bool = False  # a lag that the job causes: led by its growth, without a baseline
     statistic: Statistic = Statistic.MEDIAN
     window_s: float = 3.0
     stale_after_s: float = 5.0

@@ -7,6 +7,7 @@ decision is read as none, and whoever reads none falls back to the minimum.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -14,6 +15,9 @@ from engine.pace.law import Decision, SignalView, Stage
 
 _DIGITS: Final = 6
 LONGEST_TEXT: Final = 500
+LONGEST_LEADS: Final = 60
+"""``leads`` is one of a few fixed names, or the name of a signal; it becomes a key of what is counted."""
+
 _LONGEST_CHUNK_S: Final = 3600.0
 _MOST_WORKERS: Final = 1 << 16
 
@@ -33,25 +37,25 @@ def to_json(decision: Decision) -> dict[str, Any]:
     }
 
 
-def from_json(data: Mapping[str, Any] | None) -> Decision | None:
-    """What a worker of another process must follow: how fast, and why.  None for what is no decision."""
+def from_json(data: object) -> Decision | None:
+    """What a worker of another process must follow: how fast, and why.  None for what is no decision.  Never raises."""
     if not isinstance(data, Mapping) or "rate_per_s" not in data:
         return None
     try:
         rate, target, workers = data["rate_per_s"], data.get("chunk_target_s"), data.get("workers")
-        if not (rate is None or _is_number(rate, math.inf)):
+        if not (rate is None or _is_number(rate, sys.float_info.max)):
             return None
         if not (target is None or _is_number(target, _LONGEST_CHUNK_S)):
             return None
-        if not (workers is None or (isinstance(workers, int) and 0 < workers <= _MOST_WORKERS)):
+        if not (workers is None or (isinstance(workers, int) and _is_number(workers, _MOST_WORKERS))):
             return None
         return Decision(
             rate_per_s=rate,
             chunk_target_s=target,
             workers=workers,
             held=bool(data.get("held", False)),
-            leads=str(data.get("leads", "")),
-            reason=str(data.get("reason", ""))[:LONGEST_TEXT],
+            leads=_text(data.get("leads"), LONGEST_LEADS),
+            reason=_text(data.get("reason"), LONGEST_TEXT),
             stage=Stage(data.get("stage", Stage.STEADY)),
         )
     except (TypeError, ValueError):
@@ -78,4 +82,8 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _is_number(value: object, at_most: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < at_most
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= at_most
+
+
+def _text(value: object, longest: int) -> str:
+    return value[:longest] if isinstance(value, str) else ""

@@ -36,10 +36,13 @@ SLOW_START_ENDS: Final = 0.8
 """Pressure from which there is nothing left to hurry for."""
 
 SLOW_START_AGAIN: Final = 0.25
-"""Pressure below which, for two delays after the last jump has shown, so much is free that slow start is due again."""
+"""Pressure below which, for some time after the last jump has shown, so much is free that slow start is due again."""
+
+EASY_DELAYS: Final = 1.5
+"""How long that is, in delays.  The draft says two; readings that are unsteady make a delay long as it is."""
 
 FASTEST_GROWTH: Final = 2.0
-UNSURE_GROWTH: Final = 1.3
+UNSURE_GROWTH: Final = 1.4
 """Of a slow start that does not know: the standard error of the pressure alone could be a pressure of 1."""
 
 DEEPEST_CUT: Final = 0.5
@@ -198,7 +201,7 @@ class Rate:
             self._easy_s += tick.elapsed_s
         else:
             self._easy_s = max(0.0, self._easy_s - tick.elapsed_s)
-        if self._easy_s >= 2 * tick.delay_s:
+        if self._easy_s >= EASY_DELAYS * tick.delay_s:
             self.restart(max(self.per_s, START_SHARE * (tick.fastest_per_s or 0.0)), tick.now)
             self._threshold = math.inf
 

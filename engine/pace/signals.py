@@ -4,8 +4,8 @@ A gauge's pressure is ``(x - b) / (T - b)``: 0 at the baseline, 1 at the target.
 few or noisy readings make it uncertain by more than a tenth of ``T - b``, ``steady_pressure`` looks back over up to
 four windows; the longer it looks, the slower the law may act (``delay_s``).
 
-What accumulates (a lag in seconds or bytes that the job causes) is led by its growth, ``max(L, L + 10 dL/dt)``, since
-at the moment it reaches its target the next ten seconds of it are already under way.
+What accumulates (``SignalPolicy.accumulates``: a lag that the job causes) is led by its growth,
+``max(L, L + 10 dL/dt)``, since at the moment it reaches its target the next ten seconds of it are already under way.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Signal:
     @property
     def needs_baseline(self) -> bool:
         """True for a gauge that steers by its distance from a baseline and has none yet."""
-        return self.policy.steers and not self._accumulates and self._memory.value is None
+        return self.policy.steers and not self.policy.accumulates and self._memory.value is None
 
     @property
     def baseline(self) -> float | None:
@@ -142,7 +142,7 @@ class Signal:
         ``starved`` as in ``Baseline.take``.
         """
         values = [value for at, value in reversed(self._readings) if since < at <= now]
-        if not values or not self.policy.steers or self._accumulates:
+        if not values or not self.policy.steers or self.policy.accumulates:
             return False
         middle = statistics.median(values)
         deviation = statistics.median(abs(value - middle) for value in values)
@@ -169,7 +169,7 @@ class Signal:
     def misfit(self) -> str:
         """Why the user's target cannot be steered by, for people; "" when it can."""
         target, baseline = self.policy.target, self._memory.value
-        if target is None or baseline is None or self._accumulates or target >= baseline / (1 - LEAST_SPAN):
+        if target is None or baseline is None or self.policy.accumulates or target >= baseline / (1 - LEAST_SPAN):
             return ""
         unit, factor = self.policy.unit, 1 / (1 - LEAST_SPAN)
         wanted, found = format_value(target, unit), format_value(baseline, unit)
@@ -219,7 +219,7 @@ class Signal:
         if pressure <= 0:
             return math.inf
         target, span = self.target or 0.0, self._span()
-        if self.policy.unit is not Unit.SECONDS or self._accumulates or target <= span:
+        if self.policy.unit is not Unit.SECONDS or self.policy.accumulates or target <= span:
             return 1 / pressure
         ratio = target / (target - span)
         return (1 + pressure * (ratio - 1)) / (pressure * ratio)
@@ -233,7 +233,7 @@ class Signal:
 
     def _span(self) -> float:
         target = self.target or 0.0
-        baseline = 0.0 if self._accumulates or self._memory.value is None else self._memory.value
+        baseline = 0.0 if self.policy.accumulates or self._memory.value is None else self._memory.value
         return max(target - baseline, LEAST_SPAN * target) or 1.0
 
     # -------------------------------------------------------------------------------------------------- gate
@@ -274,13 +274,8 @@ class Signal:
 
     # ------------------------------------------------------------------------------------------------ helpers
 
-    @property
-    def _accumulates(self) -> bool:
-        policy = self.policy
-        return policy.unit in (Unit.SECONDS, Unit.BYTES) and not (policy.foreground or policy.learns)
-
     def _led(self, value: float, now: float) -> float:
-        if not self._accumulates:
+        if not self.policy.accumulates:
             return value
         recent = [(at, v) for at, v in self._readings if at > now - LOOK_AHEAD_S]
         if len(recent) < 2 or recent[-1][0] - recent[0][0] < 1.0:

@@ -56,13 +56,17 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """What is to be watched for one job.  ``target`` is None where source and target are one database."""
+    """What is to be watched for one job.  ``target`` is None where source and target are one database.
+
+    ``standbys``: names of the standbys that an earlier watch of the job knew: one that is away now is missed.
+    """
 
     job: str
     signals: tuple[SignalSpec, ...]
     source: Place
     target: Place | None
     written: TableName  # the table that the job writes, on the target
+    standbys: frozenset[str] = frozenset()
 
     @property
     def where_written(self) -> Place:
@@ -72,12 +76,15 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """All that a watcher runs.  ``wal`` is among the probes, whether or not the spec has it for a signal."""
+    """All that a watcher runs.  ``wal`` is among the probes, whether or not the spec has it for a signal; ``lag`` is
+    where the spec has it.
+    """
 
     probes: tuple[Probe, ...]
     policies: tuple[SignalPolicy, ...]
     presences: tuple[Presence, ...]
     wal: WalRate
+    lag: ReplicationLag | None = None
 
 
 def build(
@@ -98,7 +105,8 @@ def build(
         made.append(wal)
     places = (watched.source,) if watched.target is None else (watched.source, watched.target)
     presences = tuple(Presence(maker.quick(place), clock) for place in places)
-    return Built(tuple(made), policies, presences, wal)
+    lag = next((probe for probe in made if isinstance(probe, ReplicationLag)), None)
+    return Built(tuple(made), policies, presences, wal, lag)
 
 
 def policy_of(signal: SignalSpec, name: str, every_s: float) -> SignalPolicy:
@@ -122,6 +130,7 @@ def policy_of(signal: SignalSpec, name: str, every_s: float) -> SignalPolicy:
         learns=latency and signal.target is None,
         maximum=signal.maximum,
         foreground=latency,
+        accumulates=signal.kind in (SignalKind.REPLICATION_LAG, SignalKind.SLOT_RETENTION),
         statistic=statistic,
         window_s=max(WINDOW_S, every_s),
         stale_after_s=max(STALE_AFTER_S, STALE_AFTER_READINGS * every_s),
@@ -197,7 +206,7 @@ class _Maker:
             case SignalKind.COMMIT_LATENCY:
                 return CommitProbe(soon, place.database, self._rng.randrange(HEARTBEAT_ROWS), clock)
             case SignalKind.REPLICATION_LAG:
-                return ReplicationLag(soon, self.quick(place), clock)
+                return ReplicationLag(soon, self.quick(place), clock, watched.standbys)
             case SignalKind.LOCK_WAITS:
                 return LockWaits(soon, self.quick(place), watched.job, self._on_cancel)
             case SignalKind.WAL_RATE:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from engine.clock import Clock
 from engine.db import Connection, Database
 from engine.pace.law import SignalPolicy
-from engine.watch.latency import make_read_only
+from engine.watch.latency import make_read_only, reading_only
 from engine.watch.probe import Measured, ProbeFailed
 from engine.watch.session import Session
 
@@ -18,7 +18,9 @@ SHORTEST_DEADLINE_S: Final = 1.0
 
 
 class SqlProbe:
-    """Runs the query read-only, under the job's role and with that role's search_path, on a session of its own."""
+    """Runs the query in a read-only transaction, under the job's role and with that role's search_path, on a session of
+    its own; what the query sets is undone.
+    """
 
     def __init__(self, policy: SignalPolicy, database: Database, query: str, every_s: float, clock: Clock) -> None:
         self.policy = policy
@@ -38,11 +40,16 @@ class SqlProbe:
 
     async def read(self) -> Measured:
         """In whatever unit the query counts."""
-        rows = await self._session.ask(self._sql)
+        rows = await self._session.use(self._ask)
         if len(rows) != 1 or len(rows[0]) != 1:
             columns = f"{len(rows[0])} columns" if rows else "no row"
             raise ProbeFailed(f"the query gives {'more than one row' if len(rows) > 1 else columns}, not one number")
         return Measured(as_number(rows[0][0]))
+
+    async def _ask(self, connection: Connection) -> list[Any]:
+        timeout_s = self._session.deadline_s
+        async with reading_only(connection, timeout_s):
+            return await connection.fetch(self._sql, timeout_s=timeout_s)  # fetch: one statement, not several
 
     async def _prepare(self, connection: Connection) -> None:
         await make_read_only(connection, self._session.deadline_s)

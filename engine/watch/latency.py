@@ -6,7 +6,8 @@ to its answer, on a connection that has run it before: neither connecting nor pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 from engine.clock import Clock
@@ -36,6 +37,7 @@ _A_ROW: Final = "t.xmin::text"
 """No index holds it, so the row itself is read; and unlike a column it is there in every table, and short."""
 
 _PREPARED: Final = "backfill_probe"
+_BEGIN: Final = "BEGIN READ ONLY"
 
 
 class _Latency:
@@ -104,8 +106,8 @@ class ReadProbe(_Latency):
 class QueryProbe(_Latency):
     """A query of the user, with the columns of a random existing key as ``$1``, ``$2`` …
 
-    It runs read-only, with the search_path of the user's role.  The server itself finds out the types of its parameters
-    (PREPARE), so that text will do for all of them.
+    It runs in a read-only transaction, with the search_path of the user's role; what it sets is undone.  The server
+    itself finds out the types of its parameters (PREPARE), so that text will do for all of them.
     """
 
     def __init__(
@@ -133,14 +135,19 @@ class QueryProbe(_Latency):
         return await self._session.use(self._once)
 
     async def _once(self, connection: Connection) -> Measured:
-        call = f"EXECUTE {_PREPARED}"
+        arguments = ""
         if self._parameters:
             key = await self._existing_key(connection)
-            call += f"({', '.join(literal(text) for text in key[: self._parameters])})"
+            arguments = f"({', '.join(literal(text) for text in key[: self._parameters])})"
+        # One message: a round trip more could hang unseen, and would be measured by nobody.
+        call = f"{_BEGIN}; EXECUTE {_PREPARED}{arguments}; ROLLBACK"
         self.asked_at = started = self._clock.now()
         try:
             await connection.execute(call, timeout_s=DEADLINE_S)
             return Measured(self._clock.now() - started)
+        except Exception:
+            await connection.roll_back()
+            raise
         finally:
             self.asked_at = None
 
@@ -157,7 +164,8 @@ class QueryProbe(_Latency):
 
     async def _prepare(self, connection: Connection) -> None:
         await make_read_only(connection, DEADLINE_S)
-        await connection.execute(f"PREPARE {_PREPARED} AS {self._query}", timeout_s=DEADLINE_S)
+        # Not by execute, which would run whatever follows a semicolon in the query.
+        await connection.fetch(f"PREPARE {_PREPARED} AS {self._query}", timeout_s=DEADLINE_S)
         self._parameters = await connection.fetchval(
             "SELECT coalesce(cardinality(parameter_types), 0) FROM pg_prepared_statements WHERE name = $1",
             _PREPARED,
@@ -190,11 +198,26 @@ class CommitProbe(_Latency):
 
 
 async def make_read_only(connection: Connection, timeout_s: float) -> None:
-    """For queries of the user: nothing is written, and names mean what they mean in the user's own session."""
+    """For queries of the user: nothing is written, and names mean what they mean in the user's own session.
+
+    A default, which a query could change for the next: each query runs in a transaction that says so itself, too.
+    """
     await connection.execute("SET default_transaction_read_only = on", timeout_s=timeout_s)
     await connection.fetchval(
         "SELECT set_config('search_path', $1, false)", connection.user_search_path, timeout_s=timeout_s
     )
+
+
+@asynccontextmanager
+async def reading_only(connection: Connection, timeout_s: float) -> AsyncIterator[None]:
+    """A transaction that can only read, and whose settings end with it.  After its first query the server refuses to
+    let it write, whatever is asked of it.
+    """
+    await connection.execute(_BEGIN, timeout_s=timeout_s)
+    try:
+        yield
+    finally:
+        await connection.roll_back()
 
 
 def _next(table: TableName, key: Sequence[KeyColumn], wanted: str, *, first: bool = False) -> str:

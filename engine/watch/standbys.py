@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,7 +26,9 @@ PRECISION: Final = 0.02
 """Over an hour of notes by the second; then older ones are thinned out, down to this share of their age."""
 
 # Physical standbys and logical subscribers alike; not the copying of a base backup.  Without the right, state is NULL.
-# A receiver that never replays (pg_receivewal) has no replay_lsn.
+# A receiver that never replays (pg_receivewal) has no replay_lsn.  Those that come only to go are left out, or their
+# end would be taken for a loss: a subscriber's copying of a table, and whoever has a temporary slot, but for a standby
+# that was told to make itself one (wal_receiver_create_temp_slot).
 _LOOK: Final = """\
 SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::float8 AS here,
        coalesce(nullif(r.application_name, ''), 'standby') AS name,
@@ -34,7 +36,10 @@ SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::float8 AS here,
        pg_wal_lsn_diff(r.replay_lsn, '0/0')::float8 AS replayed,
        extract(epoch FROM r.replay_lag)::float8 AS reported_s
   FROM (SELECT) AS one
-  LEFT JOIN pg_stat_replication r ON r.state IS DISTINCT FROM 'backup'"""
+  LEFT JOIN pg_stat_replication r ON r.state IS DISTINCT FROM 'backup'
+   AND coalesce(r.application_name, '') !~ '^pg_[0-9]+_sync_[0-9]+_'
+   AND NOT EXISTS (SELECT FROM pg_replication_slots s
+                    WHERE s.active_pid = r.pid AND s.temporary AND s.slot_name !~ '^pg_walreceiver_')"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +97,21 @@ class Notes:
 
 
 class Lag:
-    """From looks at the primary to the lag of the worst standby.  Pure."""
+    """From looks at the primary to the lag of the worst standby.  Pure.
 
-    def __init__(self, *, in_bytes: bool) -> None:
+    ``known``: names of standbys that were there before; each is missed until it is back.
+    """
+
+    def __init__(self, *, in_bytes: bool, known: Iterable[str] = ()) -> None:
         self._in_bytes = in_bytes
         self._notes = Notes()
-        self._known: Counter[str] = Counter()
+        self._known: Counter[str] = Counter(set(known))
         self._replayed: dict[str, float] = {}
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The names of all standbys that were ever there."""
+        return frozenset(self._known)
 
     def measure(self, now: float, here: float, standbys: Sequence[Standby]) -> Measured:
         """The lag of the one that is most behind; 0 without any.  Raises ``ProbeFailed`` when one that was there is
@@ -131,16 +144,21 @@ class Lag:
 
 
 class ReplicationLag:
-    """Asks a primary about its standbys every second."""
+    """Asks a primary about its standbys every second.  ``known``: names of those that were there before."""
 
     every_s = quiet_every_s = EVERY_S
 
-    def __init__(self, policy: SignalPolicy, session: Session, clock: Clock) -> None:
+    def __init__(self, policy: SignalPolicy, session: Session, clock: Clock, known: Iterable[str] = ()) -> None:
         self.policy = policy
         self.asked_at: float | None = None
         self._session = session
         self._clock = clock
-        self._lag = Lag(in_bytes=policy.unit is Unit.BYTES)
+        self._lag = Lag(in_bytes=policy.unit is Unit.BYTES, known=known)
+
+    @property
+    def standbys(self) -> frozenset[str]:
+        """The names of all standbys that were ever there, gone or not."""
+        return self._lag.known
 
     async def read(self) -> Measured:
         """Seconds, or bytes where the policy says so."""

@@ -26,11 +26,15 @@ WINDOW_S: Final = 10.0
 """Rates are averages over so long: a checkpoint's full page images come in bursts."""
 
 ESTIMATE_S: Final = 60.0
-"""How long an interval counts in the estimate: longer than most pauses of those who write beside us."""
+"""How long an interval counts in the estimate, before the newest: longer than most pauses of those who write beside us.
+"""
+
+FEWEST_INTERVALS: Final = 10
+"""So many count however old they are: after a pause one bad interval shall not drive out what is known."""
 
 ESTIMATE_PERCENTILE: Final = 0.1
 FEWEST_ROWS: Final = 100
-"""Intervals with fewer rows of ours say little of what one costs."""
+"""Fewer rows of ours say little of what one costs: an interval goes on until it has as many."""
 
 _LOOK: Final = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8 AS position"
 
@@ -58,6 +62,8 @@ class OwnWal:
         self.is_exact = exact
         self._samples: deque[_Sample] = deque()
         self._costs: deque[tuple[float, float]] = deque()  # when, bytes a row at most
+        self._began: _Sample | None = None  # of the interval that goes on
+        self._own_cost: float | None = None  # exact: bytes a row, as last known
         self._backends: dict[object, float] | None = None
         self._own = 0.0
 
@@ -69,17 +75,13 @@ class OwnWal:
             self._count(backends)
         if self._samples and (position < self._samples[-1].position or rows < self._samples[-1].rows):
             self._samples.clear()  # another server, or another job
+            self._began = None
         if self._samples and now <= self._samples[-1].at:
             return
-        if self._samples:
-            before = self._samples[-1]
-            if rows - before.rows >= FEWEST_ROWS:
-                self._costs.append((now, (position - before.position) / (rows - before.rows)))
         self._samples.append(_Sample(now, position, rows, self._own))
         while len(self._samples) > 2 and now - self._samples[1].at >= WINDOW_S:
             self._samples.popleft()
-        while self._costs and now - self._costs[0][0] > ESTIMATE_S:
-            self._costs.popleft()
+        self._learn()
 
     @property
     def total_per_s(self) -> float | None:
@@ -108,14 +110,28 @@ class OwnWal:
 
     @property
     def bytes_per_row(self) -> float | None:
-        """Bytes of WAL that one committed row of this job costs; None until rows were seen."""
+        """Bytes of WAL that one committed row of this job costs, as last seen; None until enough rows were."""
         if self.is_exact:
-            if len(self._samples) < 2:
-                return None
-            rows = self._samples[-1].rows - self._samples[0].rows
-            return (self._samples[-1].own - self._samples[0].own) / rows if rows >= FEWEST_ROWS else None
+            return self._own_cost
         costs = sorted(cost for _, cost in self._costs)
         return costs[math.ceil(ESTIMATE_PERCENTILE * len(costs)) - 1] if costs else None
+
+    def _learn(self) -> None:
+        """What a row costs, from the newest sample.  What is known stays until something newer is."""
+        oldest, now = self._samples[0], self._samples[-1]
+        began = self._began if self._began is not None else oldest
+        if self.is_exact and now.rows - oldest.rows >= FEWEST_ROWS:
+            began = oldest  # the whole window: processes report with a delay
+        rows = now.rows - began.rows
+        if rows >= FEWEST_ROWS:
+            self._own_cost = (now.own - began.own) / rows
+            self._costs.append((now.at, (now.position - began.position) / rows))
+            while len(self._costs) > FEWEST_INTERVALS and now.at - self._costs[0][0] > ESTIMATE_S:
+                self._costs.popleft()
+            began = now
+        elif rows == 0 and oldest.at > began.at:
+            began = oldest  # what others write while we pause is not the price of our next rows
+        self._began = began
 
     def _count(self, backends: Mapping[object, float]) -> None:
         """Add what each process wrote since the last look; what those wrote that were there before us is not known."""

@@ -31,6 +31,7 @@ class Watch:
         self.policies: tuple[SignalPolicy, ...] = built.policies
         self._names = frozenset(policy.name for policy in built.policies)
         self._wal = built.wal
+        self._lag = built.lag
         self._watcher = watcher
 
     @classmethod
@@ -66,6 +67,13 @@ class Watch:
     def alone(self) -> bool:
         """True when nobody else uses the job's servers."""
         return self._watcher.alone
+
+    @property
+    def standbys(self) -> frozenset[str]:
+        """Names of all standbys that this watch or an earlier one saw, for ``Watched.standbys`` of the next; empty when
+        the spec has no signal that looks at them.
+        """
+        return self._lag.standbys if self._lag is not None else frozenset()
 
     async def take(self) -> Sight:
         """What was seen since the last call."""

@@ -637,3 +637,22 @@ async def test_estimates_that_see_no_distance_between_keys_do_not_shred_the_job_
         )
         chunks[workers] = len(ran.of(ChunkCommitted))
     assert chunks[3] <= 3 * chunks[1], chunks
+
+
+async def test_seconds_waited_before_a_pause_are_not_counted_again_after_it(database: FreshDatabase) -> None:
+    """Each phase and each resume makes new workers, whose rows in the ledger begin at nothing."""
+    spec = counting_job(database, pace=Pace(max_rows_per_s=1500, signals=ALL_OFF))
+    began = time.monotonic()
+    running = await start(spec)
+
+    def pauses() -> int:
+        return [e.state for e in running.events if isinstance(e, StateChanged)].count(JobState.PAUSED)
+
+    for number in range(2):
+        await asyncio.sleep(1.0)
+        assert database.sql("SELECT backfill.pause('job')") == "paused"
+        await running.until(lambda number=number: pauses() > number)  # type: ignore[misc]
+        assert database.sql("SELECT backfill.resume('job')") == "running"
+    await running.done()
+    waited = "SELECT sum(seconds::float8) FROM backfill.status, jsonb_each_text(waits) AS w (reason, seconds)"
+    assert 1.0 < float(database.sql(waited)) < time.monotonic() - began

@@ -214,8 +214,10 @@ async def test_without_the_right_the_gate_closes_and_says_so(database: FreshData
 async def test_a_table_that_cannot_be_measured_closes_the_gate(database: FreshDatabase) -> None:
     work = Work(database, make_table(database), rows=10)
     async with kept(work) as keeper:
+        assert keeper.closed == {}
+        assert keeper._looked_at is not None
         keeper._looked_at -= 3600
-        assert keeper.closed == {}, "old, but nothing has failed"
+        assert keeper.closed == {"table_growth": "table_growth unknown: not measured for 10s"}, "nothing has failed"
         keeper._look_failed = "timed out after 5 s"
         assert keeper.closed == {"table_growth": "table_growth unknown: timed out after 5 s"}
 

@@ -76,6 +76,43 @@ async def test_whatever_else_is_a_failure_that_tells_no_values(database: FreshDa
     await probe.close()
 
 
+SNEAK = "CREATE FUNCTION public.sneak() RETURNS int LANGUAGE sql AS $$ DELETE FROM public.jobs RETURNING 1 $$"
+
+
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        ("SELECT length(set_config('transaction_read_only', 'off', true)) + sneak()", "read-write mode"),
+        ("SELECT length(set_config('transaction_read_only', 'off', false)) + sneak()", "read-write mode"),
+        (
+            "select E'\\'') AS answer; COMMIT; BEGIN READ WRITE; DROP TABLE jobs; COMMIT; SELECT * FROM (SELECT 1 --'",
+            "multiple commands",
+        ),
+        ("select E'\\'') AS answer; drop table jobs; SELECT * FROM (SELECT 1 --'", "multiple commands"),
+    ],
+)
+async def test_no_query_writes(database: FreshDatabase, query: str, error: str) -> None:
+    database.sql(f"CREATE TABLE jobs AS SELECT 1 AS a; {SNEAK}")
+    probe = asking(database, query)
+    for _ in range(2):
+        with pytest.raises(Exception, match=error):
+            await probe.read()
+    await probe.close()
+    assert database.sql("SELECT count(*) FROM jobs") == "1"
+
+
+async def test_no_query_lets_the_next_one_write(database: FreshDatabase) -> None:
+    database.sql(f"CREATE TABLE jobs AS SELECT 1 AS a; {SNEAK}")
+    setting = "length(set_config('default_transaction_read_only', 'off', false))"
+    probe = asking(
+        database, f"SELECT CASE current_setting('transaction_read_only') WHEN 'off' THEN sneak() ELSE {setting} END"
+    )
+    for _ in range(3):
+        assert (await probe.read()).value == len("off")
+    await probe.close()
+    assert database.sql("SELECT count(*) FROM jobs") == "1"
+
+
 async def test_the_role_of_the_job_asks(database: FreshDatabase) -> None:
     name = f"asker_{database.name}"
     database.sql(f'CREATE ROLE "{name}"; CREATE TABLE jobs AS SELECT 1 AS a')

@@ -115,6 +115,51 @@ async def test_a_query_of_the_user_cannot_write(database: FreshDatabase) -> None
 
 
 @on_each_major
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        ("SELECT 1; COMMIT; BEGIN READ WRITE; DROP TABLE public.t; COMMIT", "multiple commands"),
+        ("select E'\\''; COMMIT; BEGIN READ WRITE; drop table public.t; COMMIT; --'", "multiple commands"),
+        ("SELECT length(set_config('transaction_read_only', 'off', true)) + public.sneak()", "read-write mode"),
+    ],
+)
+async def test_a_query_of_the_user_is_one_statement_that_reads(database: FreshDatabase, query: str, error: str) -> None:
+    make_rows(database)
+    database.sql("CREATE FUNCTION public.sneak() RETURNS int LANGUAGE sql AS $$ DELETE FROM public.t RETURNING 1 $$")
+    probe = QueryProbe(POLICY, at(database), query, TABLE, ID, anywhere(), CLOCK)
+    with pytest.raises(ProbeFailed, match=error):
+        await probe.read()
+    await probe.close()
+    assert database.sql("SELECT count(*) FROM t") == "1000"
+
+
+@on_each_major
+async def test_a_query_of_the_user_lets_no_later_one_write(database: FreshDatabase) -> None:
+    make_rows(database)
+    database.sql("CREATE FUNCTION public.sneak() RETURNS int LANGUAGE sql AS $$ DELETE FROM public.t RETURNING 1 $$")
+    setting = "length(set_config('default_transaction_read_only', 'off', false))"
+    query = f"SELECT CASE current_setting('transaction_read_only') WHEN 'off' THEN public.sneak() ELSE {setting} END"
+    probe = QueryProbe(POLICY, at(database), query, TABLE, ID, anywhere(), CLOCK)
+    for _ in range(3):
+        assert (await probe.read()).value > 0
+    await probe.close()
+    assert database.sql("SELECT count(*) FROM t") == "1000"
+
+
+@on_each_major
+async def test_a_query_that_fails_leaves_a_session_that_works(database: FreshDatabase) -> None:
+    make_rows(database)
+    keys = iter([("1",), ("1",), ("500",), ("1",)])
+    query = "SELECT 1 / ($1::bigint - 501)"
+    probe = QueryProbe(POLICY, at(database), query, TABLE, ID, lambda: next(keys), CLOCK)
+    assert (await probe.read()).value > 0
+    with pytest.raises(Exception, match="division by zero"):
+        await probe.read()
+    assert (await probe.read()).value > 0
+    await probe.close()
+
+
+@on_each_major
 async def test_a_commit_is_as_durable_as_everybody_elses(database: FreshDatabase) -> None:
     connection = await at(database).connect("setup")
     await Ledger(connection).ensure()

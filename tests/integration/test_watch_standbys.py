@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 
 import pytest
@@ -82,6 +83,32 @@ async def test_a_paused_standby_grows_old_and_a_lost_one_fails(major: int) -> No
         await until(size, 0, 0)
         await seconds.close()
         await size.close()
+
+
+async def rename(pair: StandbyPair, name: str, settings: str = "") -> None:
+    """The standby streams again as ``name``."""
+    reached = re.sub(r" ?application_name=\S+", "", pair.standby.sql("SHOW primary_conninfo")).replace("'", "''")
+    for setting in (f"primary_conninfo = '{reached} application_name={name}'", *filter(None, [settings])):
+        pair.standby.sql(f"ALTER SYSTEM SET {setting}")
+    pair.standby.sql("SELECT pg_reload_conf()")
+    wanted = f"SELECT count(*) FROM pg_stat_replication WHERE application_name = '{name}' AND replay_lsn IS NOT NULL"
+    async with asyncio.timeout(20):
+        while pair.primary.sql(wanted) != "1":
+            await asyncio.sleep(0.05)
+
+
+async def test_who_comes_only_to_go_is_no_standby() -> None:
+    with standby_pair(18) as pair:
+        await rename(pair, "pg_16394_sync_16389_7311")  # as a subscriber that copies a table calls itself
+        probe = asking(pair, Unit.BYTES)
+        assert (await probe.read()).detail == "no standby is connected"
+        assert probe.standbys == frozenset()
+        # A standby may have a temporary slot, and stays one.
+        await rename(pair, "slotted", "wal_receiver_create_temp_slot = on")
+        assert pair.primary.sql("SELECT temporary AND active_pid IS NOT NULL FROM pg_replication_slots") == "t"
+        assert (await until(probe, 0, 0)).detail == "standby slotted"
+        assert probe.standbys == {"slotted"}
+        await probe.close()
 
 
 async def test_without_the_right_nothing_is_known() -> None:

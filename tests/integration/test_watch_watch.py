@@ -123,6 +123,7 @@ async def test_what_the_law_is_told_of_each(ready: FreshDatabase) -> None:
     assert (locks.target, locks.maximum, locks.foreground, locks.on_failure) == (None, 1.0, False, OnFailure.HOLD)
     by_bytes = policies["replication_lag"]
     assert (by_bytes.unit, by_bytes.target, by_bytes.maximum) == (Unit.BYTES, 2**20, 2**30)
+    assert [name for name, policy in policies.items() if policy.accumulates] == ["replication_lag"]
     check = policies["freno"]
     assert (check.maximum, check.on_failure, check.stale_after_s) == (0.0, OnFailure.IGNORE, 30.0)
     await watch.close()

@@ -26,7 +26,7 @@ LATENCY = SignalPolicy(
     statistic=Statistic.P90,
     on_failure=OnFailure.FREEZE,
 )
-LAG = SignalPolicy(name="replication_lag", unit=Unit.SECONDS, target=5.0, maximum=30.0)
+LAG = SignalPolicy(name="replication_lag", unit=Unit.SECONDS, target=5.0, maximum=30.0, accumulates=True)
 LOCKS = SignalPolicy(name="lock_waits", unit=Unit.SECONDS, maximum=1.0)
 BASE = 0.002
 FASTEST = 100_000.0

@@ -23,7 +23,7 @@ LATENCY = SignalPolicy(
     statistic=Statistic.P90,
     on_failure=OnFailure.FREEZE,
 )
-LAG = SignalPolicy(name="replication_lag", unit=Unit.SECONDS, target=5.0, maximum=30.0)
+LAG = SignalPolicy(name="replication_lag", unit=Unit.SECONDS, target=5.0, maximum=30.0, accumulates=True)
 QUEUE = SignalPolicy(name="queue", unit=Unit.COUNT, target=100.0, maximum=1000.0)
 
 
@@ -149,6 +149,14 @@ def test_a_much_lower_baseline_counts_at_once_and_a_higher_one_only_when_it_star
     assert baseline.value == 0.090
 
 
+def test_small_steps_do_not_carry_a_baseline_beyond_twice_the_lowest() -> None:
+    baseline = Baseline(Unit.SECONDS)
+    baseline.take(0.010, 0.001, 0.0)
+    for number in range(100):
+        baseline.take(1.19 * (baseline.value or 0.0), 0.001, 10.0 * (number + 1))
+    assert baseline.value == pytest.approx(HIGHEST_GROWTH * 0.010)
+
+
 # ---------------------------------------------------------------------------------------------------- pressure
 
 
@@ -195,6 +203,16 @@ def test_a_lag_is_led_by_its_growth() -> None:
     feed(growing, [0.2 * n for n in range(11)], until=10.0, every_s=1.0)
     assert standing.pressure(10.0) == pytest.approx(0.4)
     assert growing.pressure(10.0) == pytest.approx((1.8 + 2.0) / 5)
+
+
+def test_only_what_is_said_to_accumulate_does() -> None:
+    age = replace(LAG, name="oldest_order", accumulates=False)
+    signal = Signal(age)
+    feed(signal, [0.2 * n for n in range(11)], until=10.0, every_s=1.0)
+    assert signal.pressure(10.0) == pytest.approx(1.8 / 5)
+    assert signal.needs_baseline
+    assert not Signal(LAG).needs_baseline
+    assert not Signal(replace(LAG, unit=Unit.BYTES)).needs_baseline
 
 
 def test_room_is_what_a_queue_would_give() -> None:

@@ -55,6 +55,17 @@ def test_a_standby_that_vanished_fails_until_it_is_back() -> None:
     assert lag.measure(3.0, 1000.0, both).value == 100.0
 
 
+def test_a_standby_that_an_earlier_watch_knew_is_missed() -> None:
+    lag = Lag(in_bytes=True, known=frozenset({"x"}))
+    with pytest.raises(ProbeFailed, match="standby x is gone"):
+        lag.measure(0.0, 1000.0, [Standby("y", 1000.0)])
+    assert lag.measure(1.0, 1000.0, [Standby("x", 900.0), Standby("y", 1000.0)]).value == 100.0
+    assert lag.known == {"x", "y"}
+    with pytest.raises(ProbeFailed, match="is gone"):
+        lag.measure(2.0, 1000.0, [])
+    assert lag.known == {"x", "y"}
+
+
 def test_who_never_replays_is_no_standby() -> None:
     assert Lag(in_bytes=True).measure(0.0, 1000.0, [Standby("pg_receivewal", None)]).value == 0
 

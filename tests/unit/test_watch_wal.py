@@ -82,6 +82,52 @@ def test_idle_seconds_of_ours_say_nothing_about_a_row() -> None:
     assert wal.others_per_s == pytest.approx(10 * MB)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_what_a_row_costs_is_known_until_something_newer_is(exact: bool) -> None:
+    wal = OwnWal(exact=exact)
+    for second in range(5):
+        wal.observe(float(second), second * MB, second * 1000.0, {1: second * MB})
+    assert wal.bytes_per_row == pytest.approx(1000)
+    # Others write a lot while we pause: that is not the price of our rows.
+    for second in range(5, 600):
+        wal.observe(float(second), 4 * MB + (second - 4) * 100 * MB, 4000.0, {1: 4 * MB})
+        assert wal.bytes_per_row == pytest.approx(1000)
+    assert wal.bytes_per_s == 0.0
+    wal.observe(600.0, 60_000 * MB, 4200.0, {1: 4.2 * MB})
+    assert wal.bytes_per_row == pytest.approx(1000), "one bad interval after a pause"
+    here = 60_000 * MB
+    for second in range(601, 621):
+        rows, own = (second - 600) * 1000.0, (second - 600) * 2 * MB
+        wal.observe(float(second), here + own, 4200.0 + rows, {1: 4.2 * MB + own})
+    assert wal.bytes_per_row == pytest.approx(2000)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_few_rows_a_second_are_counted_together(exact: bool) -> None:
+    """A crawling job has a price as well."""
+    wal = OwnWal(exact=exact)
+    for second in range(150):
+        wal.observe(float(second), second * 1000.0, float(second), {1: second * 1000.0})
+        assert (wal.bytes_per_row is None) == (second < 100)
+    assert wal.bytes_per_row == pytest.approx(1000)
+
+
+def test_what_others_wrote_long_before_our_rows_is_not_their_price() -> None:
+    wal = OwnWal(exact=False)
+    for second in range(600):
+        wal.observe(float(second), second * MB, 0.0)
+    wal.observe(600.0, 600 * MB, 1000.0)
+    assert wal.bytes_per_row is not None
+    assert wal.bytes_per_row <= 12 * MB / 1000
+
+
+def test_rows_that_are_committed_by_the_chunk_pay_for_all_its_seconds() -> None:
+    wal = OwnWal(exact=False)
+    for second in range(31):
+        wal.observe(float(second), second * MB, second // 3 * 3000.0)
+    assert wal.bytes_per_row == pytest.approx(1000)
+
+
 def test_another_server_begins_anew() -> None:
     wal = OwnWal(exact=False)
     wal.observe(0.0, 100 * MB, 1000.0)
