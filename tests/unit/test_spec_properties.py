@@ -47,7 +47,7 @@ def endpoints(draw):
 
 
 SECONDS = st.integers(1, 600_000).map(lambda tenths_ms: tenths_ms / 10_000)
-SIZES = st.integers(1024, 2**50).map(float)
+SIZES = st.integers(1024, 2**49).map(float)
 SHARES = st.integers(1, 1_000_000).map(lambda millionths: millionths / 1_000_000)
 COUNTS = st.floats(0.001, 1e14)
 SIGNAL_NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,39}", fullmatch=True).filter(lambda name: name not in list(SignalKind))
