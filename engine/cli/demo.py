@@ -29,7 +29,7 @@ from engine.flow import RunResult
 from engine.spec import JobSpec, parse_spec
 from engine.telemetry import JsonLines, finished_event, message, numbers, tee
 
-ROWS: Final = 1_000_000
+ROWS: Final = 500_000
 MAJORS: Final = ("16", "18")
 DATABASE: Final = "shop"
 BEFORE_S: Final = 5.0

@@ -63,6 +63,7 @@ source: {dsn: "${SHOP_DSN}", table: orders}
 target: {table: orders_v2}
 columns: {id: id, customer_id: customer_id, status: status, note: note, created_at: created_at, flag: flag,
           amount_cents: "(amount * 100)::bigint"}
+pace: {signals: [{read_latency: {target: 10ms}}, {commit_latency: {target: 20ms}}]}
 """
 """The job, as a user would write it."""
 

@@ -16,7 +16,7 @@ import engine.db.database
 import engine.flow.bounds
 import engine.flow.control
 import engine.flow.movers.server_side
-import engine.ledger.store
+import engine.ledger.statements
 from engine.embedded import EmbeddedServer
 from engine.events import ChunkCommitted, ChunkRetried, SpanClaimed
 from engine.model import Mode
@@ -222,7 +222,7 @@ async def test_half_open_connections_are_given_up_and_the_job_goes_on(
 ) -> None:
     monkeypatch.setattr(engine.flow.bounds, "PROBE_DEADLINE_S", 1.0)
     monkeypatch.setattr(engine.flow.movers.server_side, "CHUNK_DEADLINE_S", 1.5)
-    monkeypatch.setattr(engine.ledger.store, "DEADLINE_S", 1.0)
+    monkeypatch.setattr(engine.ledger.statements, "DEADLINE_S", 1.0)
     monkeypatch.setattr(engine.db.database, "_user_timeout_s", lambda _: 1.5)  # as if statements might take so long
     spec = counting_job(gate, database)
     running = await start(spec, workers=2)
