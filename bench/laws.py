@@ -6,6 +6,7 @@ by pressure measure a baseline for five seconds first, as ours does, so that no 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -31,7 +32,7 @@ class Moment:
     worst: float | None  # the largest value, in its unit
 
 
-class Comparator:
+class Comparator(ABC):
     """What they have in common: signals, a baseline, a ceiling, and no opinion on chunks and workers."""
 
     def __init__(
@@ -92,9 +93,9 @@ class Comparator:
         rate = None if rate is None else max(self.least, rate)
         return Decision(rate_per_s=rate, held=held, leads="law", pressure=moment.pressure, signals=views)
 
+    @abstractmethod
     def decide(self, moment: Moment) -> float | None:
         """Rows per second until the next step; None for no limit, 0 to hold."""
-        raise NotImplementedError
 
 
 class Unlimited(Comparator):

@@ -32,7 +32,7 @@ SELECT c.oid::int8 AS oid, n.nspname::text AS schema, c.relname::text AS name,
        coalesce(s.n_tup_upd, 0) AS updates, coalesce(s.n_tup_hot_upd, 0) AS hot_updates,
        coalesce(s.n_tup_del, 0) AS deletes, coalesce(s.n_dead_tup, 0) AS dead_rows,
        coalesce(s.vacuum_count + s.autovacuum_count, 0) AS vacuums,
-       p.pid AS vacuum_pid, coalesce(p.phase, '') AS phase, {may_vacuum} AS may_vacuum
+       p.pid AS vacuum_pid, {may_vacuum} AS may_vacuum
   FROM leaves
   JOIN pg_class c USING (oid)
   JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -88,7 +88,6 @@ class Heap:
     dead_rows: int  # as the statistics estimate them
     vacuums: int  # that finished, by whomever
     vacuum_pid: int | None  # of the VACUUM that is at work on it, ours or not
-    phase: str  # of that VACUUM
     may_vacuum: bool  # our role has the right
 
 

@@ -32,7 +32,7 @@ from engine.flow.control import Control
 from engine.flow.prepare import Prepared
 from engine.flow.shared import Shared
 from engine.flow.vacuum import VacuumKeeper
-from engine.flow.wishes import row_limit, signals_in_force
+from engine.flow.wishes import Limit, limits, signals_in_force
 from engine.flow.worker import Worker
 from engine.ledger.orders import PaceOrders
 from engine.ledger.records import JobRecord, JobStatus
@@ -71,8 +71,6 @@ FURTHEST_FORECAST: Final = timedelta(days=400)
 """Nobody's windows are counted beyond."""
 
 MOST_STANDBYS: Final = 100
-GROWTH_TAKES_S: Final = 2.0
-"""Seconds in which a job may write at most as many rows as ``bloat.max_growth`` lets its table grow by."""
 
 WINDOW: Final = "window"
 NO_PACER: Final = "no pacer"
@@ -148,7 +146,7 @@ class Pacer:
 
     def _follow_settings(self, job: JobRecord) -> None:
         """The newest run's settings count, on whatever host it was.  The ledger is untrusted: an address that this
-        process was not told of is not asked, and then its own settings go on.
+        process was not told of is not asked, and then its own signals go on.
         """
         own = self._prepared.spec
         try:
@@ -157,12 +155,12 @@ class Pacer:
             )
         except SpecError:
             return
-        known = {signal.url for signal in own.pace.effective_signals()}
-        if any(signal.url not in known for signal in newest.pace.effective_signals() if signal.url is not None):
-            message = "the newest run's signals ask addresses that this process does not know: it goes on by its own"
+        pace, known = newest.pace, {signal.url for signal in own.pace.effective_signals()}
+        if any(signal.url not in known for signal in pace.effective_signals() if signal.url is not None):
+            pace = pace.model_copy(update={"signals": own.pace.signals})
+            message = "the newest run's signals ask addresses that this process does not know: its own signals go on"
             self._emit(Warned(job=job.name, message=message))
-            return
-        self._pace, self._bloat = newest.pace, newest.bloat
+        self._pace, self._bloat = pace, newest.bloat
 
     async def begin(self, shared: Shared, workers: Sequence[Worker]) -> None:
         """A phase begins: have a pace in force before its first chunk."""
@@ -258,11 +256,13 @@ class Pacer:
         await self._attend()
         now = self._clock.now()
         assert self._law is not None
-        sight = await self._watch.take() if self._watch is not None else Sight(alone=True)
+        sight = Sight()
         if self._watch is not None:
+            sight = await self._watch.take()
+            self._watch.set_quiet(sight.alone)
             self._standbys |= self._watch.standbys
         used, binding = self._usage()
-        ceiling, why = self._ceiling(sight)
+        ceiling = self._ceiling(sight)
         situation = Situation(
             now=now,
             readings=sight.readings,
@@ -271,12 +271,11 @@ class Pacer:
             capacity_per_s=self._capacity(),
             alone=sight.alone,
             closed=self._closed(),
-            ceiling_per_s=ceiling,
-            ceiling_reason=why,
+            ceiling_per_s=ceiling.rows_per_s if ceiling is not None else None,
+            ceiling_reason=ceiling.name if ceiling is not None else "",
+            ceiling_words=ceiling.words if ceiling is not None else "",
         )
         decision = self._law.step(situation)
-        if self._watch is not None:
-            self._watch.set_quiet(sight.alone)
         allowed = self._orders.workers
         if allowed is not None:
             decision = replace(decision, workers=min(allowed, decision.workers or allowed))
@@ -288,7 +287,12 @@ class Pacer:
         wanted = signals_in_force(self._pace.effective_signals(), self._orders)
         if not any(signal.kind is SignalKind.REPLICATION_LAG for signal in wanted):
             self._standbys = frozenset()  # turned off: those that are gone are meant to be
-        if self._watch is None or wanted != self._watched:
+        has_use = bool(wanted) or self._pace.max_wal_bytes_per_s is not None
+        has_use = has_use or self._orders.max_wal_bytes_per_s is not None
+        if not has_use:
+            await self._close_watch()  # signals: off means that nobody is asked anything
+            self._policies = ()
+        elif self._watch is None or wanted != self._watched:
             somebody_was_there = self._watch is not None and not self._watch.alone
             await self._close_watch()
             self._watch = await Watch.open(
@@ -384,17 +388,18 @@ class Pacer:
             return None
         return sum(speeds) / len(speeds) * self._total
 
-    def _ceiling(self, sight: Sight) -> tuple[float | None, str]:
-        """The user's limit, in rows a second, and which one it is."""
+    def _ceiling(self, sight: Sight) -> Limit | None:
+        """The lowest of the user's limits."""
         assert self._job is not None
-        per_row = sight.own_wal_bytes_per_row or self._prepared.row_bytes  # until it is measured
-        limit, why = row_limit(self._orders, self._job.spec, self._pace.max_wal_bytes_per_s, per_row)
-        if self._keeper is not None and self._bloat.max_growth is not None:
-            # A table whose whole budget is written between two looks would be beyond it before anybody knows.
-            steady = max(1.0, self._job.rows_estimated) * self._bloat.max_growth / GROWTH_TAKES_S
-            if limit is None or steady < limit:
-                return steady, "max_growth"
-        return limit, why
+        growth = self._bloat.max_growth if self._keeper is not None else None
+        found = limits(
+            self._orders,
+            self._pace,
+            None if growth is None else max(1.0, self._job.rows_estimated) * growth,
+            wal_bytes_per_row=sight.own_wal_bytes_per_row or self._prepared.row_bytes,  # until it is measured
+            wal_is_exact=sight.own_wal_is_exact,
+        )
+        return min(found, key=lambda limit: limit.rows_per_s, default=None)
 
     def _places(self, signals: tuple[SignalSpec, ...]) -> Watched:
         """What the watch must know: where foreground reads and writes are felt."""

@@ -51,7 +51,6 @@ class GrowthView:
     maximum: float
     vacuums: int  # that this process has finished
     running_since: float | None  # by the local monotonic clock
-    running_phase: str  # the server's own words: "scanning heap"
     held_reason: str | None
 
 
@@ -103,7 +102,6 @@ class VacuumKeeper:
         self._working: asyncio.Task[None] | None = None
         self._working_on: int | None = None
         self._working_since: float | None = None
-        self._phase = ""
         self._session: Connection | None = None
         self._held = ""
         self._trouble = ""  # why the last VACUUM failed
@@ -120,7 +118,6 @@ class VacuumKeeper:
             self._max_growth,
             self._vacuums,
             self._working_since,
-            self._phase,
             self.closed.get(GATE),
         )
 
@@ -251,7 +248,6 @@ class VacuumKeeper:
 
     def _act(self, seen: Look, verdicts: Mapping[int, Verdict]) -> None:
         heaps = {heap.oid: heap for heap in seen.heaps}
-        self._phase = heaps[self._working_on].phase if self._working_on in heaps else ""
         held = [heaps[oid] for oid, verdict in verdicts.items() if verdict.hold]
         blocked = [heaps[oid] for oid, verdict in verdicts.items() if verdict.blocked]
         wanted = [heaps[oid] for oid, verdict in verdicts.items() if verdict.start or verdict.blocked]

@@ -7,15 +7,24 @@ query or a URL of their own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
 from engine.ledger.orders import PaceOrders, SignalOrder
+from engine.pace.law import Unit
+from engine.pace.quantity import format_value
 from engine.spec.misfit import Misfit
+from engine.spec.pacing import Pace
 from engine.spec.signals import NAMED, SignalKind, SignalSpec
 
 MAX_ROWS: Final = "max_rows_per_s"
 MAX_WAL: Final = "max_wal_bytes_per_s"
+MAX_GROWTH: Final = "max_growth"
+
+GROWTH_TAKES_S: Final = 2.0
+"""Seconds in which a job may write at most as many rows as ``bloat.max_growth`` lets its table grow by: one whose whole
+budget is written between two looks is beyond it before anybody knows.
+"""
 
 
 def signals_in_force(signals: Iterable[SignalSpec], orders: PaceOrders) -> tuple[SignalSpec, ...]:
@@ -55,17 +64,30 @@ def _turned_on(ordered: Mapping[str, SignalOrder]) -> Iterable[SignalSpec]:
                 continue
 
 
-def row_limit(
-    orders: PaceOrders, spec: Mapping[str, Any], wal_bytes_per_s: float | None, wal_bytes_per_row: float
-) -> tuple[float | None, str]:
-    """The lower one of the limits on rows and on WAL, in rows a second, and which of them it is.  ``spec`` is the
-    ledger's copy, which is the newest run's, on whatever host.
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit of the user's: rows a second, its name, and what was said, where that is no number of rows."""
+
+    rows_per_s: float
+    name: str
+    words: str = ""
+
+
+def limits(
+    orders: PaceOrders, pace: Pace, growth_rows: float | None, *, wal_bytes_per_row: float, wal_is_exact: bool
+) -> list[Limit]:
+    """All limits of the user's; the lowest counts.  ``growth_rows``: as many rows as ``bloat.max_growth`` lets the
+    table grow by, None without it.
     """
-    rows = orders.max_rows_per_s or spec.get("pace", {}).get(MAX_ROWS)
-    wal = orders.max_wal_bytes_per_s or wal_bytes_per_s
-    limits: list[tuple[float, str]] = []
-    if rows is not None:
-        limits.append((float(rows), MAX_ROWS))
-    if wal is not None:
-        limits.append((wal / max(wal_bytes_per_row, 1.0), MAX_WAL))
-    return min(limits, default=(None, MAX_ROWS))
+    found: list[Limit] = []
+    if (rows := orders.max_rows_per_s or pace.max_rows_per_s) is not None:
+        found.append(Limit(rows, MAX_ROWS))
+    if (wal := orders.max_wal_bytes_per_s or pace.max_wal_bytes_per_s) is not None:
+        per_s = wal / max(wal_bytes_per_row, 1.0)
+        how = "measured" if wal_is_exact else "estimated"
+        words = f"{format_value(wal, Unit.BYTES_PER_S)}, {how} as {per_s:,.0f} rows/s"
+        found.append(Limit(per_s, MAX_WAL, words))
+    if growth_rows is not None:
+        per_s = growth_rows / GROWTH_TAKES_S
+        found.append(Limit(per_s, MAX_GROWTH, f"leaves {per_s:,.0f} rows/s"))
+    return found

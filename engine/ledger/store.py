@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from engine.db.failures import Action, classify
 from engine.errors import BackfillError, Busy, LedgerDamaged, UnknownJob
-from engine.ledger.orders import PaceOrders
+from engine.ledger.orders import PaceOrders, read_json
 from engine.ledger.pacing import Pacing, orders_of
 from engine.ledger.queries import migrations, queries
 from engine.ledger.records import (
@@ -461,9 +461,9 @@ def _status(row: Any) -> JobStatus:
     values = {name: value for name, value in dict(row).items() if name in known}
     values["state"] = JobState(values["state"])
     values["mode"] = Mode(values["mode"])
-    values["waits"] = {reason: float(seconds) for reason, seconds in json.loads(values["waits"]).items()}
-    values["orders"] = PaceOrders.from_json(json.loads(values.get("orders", "{}")))
-    values["signals"] = tuple(json.loads(values.get("signals", "[]")))
+    values["waits"] = {reason: float(seconds) for reason, seconds in read_json(values["waits"]).items()}
+    values["orders"] = PaceOrders.from_json(read_json(values.get("orders", "{}")))
+    values["signals"] = tuple(read_json(values.get("signals", "[]")))
     for name in ("deadline", "growth"):
-        values[name] = json.loads(values[name]) if values.get(name) else None
+        values[name] = read_json(values[name]) if values.get(name) else None
     return JobStatus(**values)

@@ -38,7 +38,8 @@ def first_closed(situation: Situation, counting: Sequence[Signal]) -> Closed | N
 
 def ceiling_words(situation: Situation) -> tuple[str, str]:
     """The user's limit as what leads: ``max_rows_per_s 20,000``."""
-    return situation.ceiling_reason, f"{situation.ceiling_reason} {situation.ceiling_per_s:,.0f}"
+    words = situation.ceiling_words or f"{situation.ceiling_per_s:,.0f}"
+    return situation.ceiling_reason, f"{situation.ceiling_reason} {words}"
 
 
 def gauge_words(gauges: Gauges, now: float) -> tuple[str, str]:

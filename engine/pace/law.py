@@ -122,7 +122,8 @@ class Situation:
     alone: bool = False  # nobody else has used the job's databases lately
     closed: Mapping[str, str] = field(default_factory=dict)  # gates from elsewhere: key -> reason for people
     ceiling_per_s: float | None = None  # the user's limit; None: there is none
-    ceiling_reason: str = "max_rows_per_s"
+    ceiling_reason: str = "max_rows_per_s"  # its fixed name
+    ceiling_words: str = ""  # what was said, where that is not a number of rows: "50MiB/s, now 12,000 rows/s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

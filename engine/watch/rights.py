@@ -20,7 +20,7 @@ SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS stats,
        (SELECT coalesce(array_agg(application_name::text ORDER BY application_name), '{{}}')
           FROM pg_stat_replication WHERE state IS DISTINCT FROM 'backup') AS standbys,
        (SELECT count(*) FROM pg_replication_slots) AS slots,
-       current_setting('wal_level') AS wal_level, current_setting('archive_mode') AS archive_mode,
+       current_setting('archive_mode') AS archive_mode,
        current_setting('autovacuum') = 'on' AND current_setting('track_counts') = 'on' AS autovacuum,
        coalesce((SELECT pg_has_role(current_user, c.relowner, 'USAGE') OR {maintain}
                    FROM pg_class c WHERE c.oid = to_regclass($1)), false)
@@ -61,7 +61,6 @@ async def look_at_rights(connection: Connection, table: TableName) -> ServerPaci
         can_read_archive=rights["archive"],
         standbys=tuple(rights["standbys"]),
         slots=rights["slots"],
-        wal_level=rights["wal_level"],
         archive_mode=rights["archive_mode"],
         autovacuum=rights["autovacuum"],
         can_vacuum=rights["vacuum"],

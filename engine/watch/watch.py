@@ -20,7 +20,6 @@ class Sight:
     readings: tuple[Reading, ...] = ()
     alone: bool = False  # nobody else uses the job's servers
     own_wal_bytes_per_row: float | None = None  # what one row of ours costs in WAL
-    own_wal_bytes_per_s: float | None = None
     own_wal_is_exact: bool = False  # else estimated: PostgreSQL before 18
 
 
@@ -82,7 +81,6 @@ class Watch:
             readings=tuple(reading for reading in self._watcher.take() if reading.signal in self._names),
             alone=self._watcher.alone,
             own_wal_bytes_per_row=own.bytes_per_row if own is not None else None,
-            own_wal_bytes_per_s=own.bytes_per_s if own is not None else None,
             own_wal_is_exact=own is not None and own.is_exact,
         )
 

@@ -84,7 +84,6 @@ class ServerPacing:
     can_read_archive: bool  # may call pg_ls_archive_statusdir() (pg_monitor)
     standbys: tuple[str, ...] = ()  # application names of the standbys that are connected
     slots: int = 0  # replication slots
-    wal_level: str = "replica"
     archive_mode: str = "off"
     autovacuum: bool = True  # switched on for the server
     can_vacuum: bool = True  # owner of the written table, or MAINTAIN on it (PostgreSQL 17 on)
