@@ -18,7 +18,7 @@ from engine.flow.vacuum import LONGEST_PAUSE_S, STALE_S, VacuumKeeper
 from engine.model import Side, TableName
 
 MIB = 1 << 20
-HEAP = Heap(1, TableName("public", "t"), 100 * MIB, MIB, 1e6, 0, 0, 0, 0, 0, None, "", may_vacuum=True)
+HEAP = Heap(1, TableName("public", "t"), 100 * MIB, MIB, 1e6, 0, 0, 0, 0, 0, None, may_vacuum=True)
 SEEN = Look((HEAP,), next_xid=100, horizon_xid=100, holder="")
 
 
