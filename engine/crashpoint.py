@@ -24,6 +24,8 @@ POINTS: Final = (
     "write.after",  # copy, sweep: rows are in (copy: in the staging table, where there is one), the ledger is not
     "commit.before",  # copy, sweep: next comes the fence together with COMMIT
     "commit.after",  # the server has acknowledged
+    "quarantine.before",  # a row fails alone; next it is set aside
+    "quarantine.after",
     "release.before",
     "release.after",
     "steal.before",

@@ -11,6 +11,7 @@
     ├── VerificationMismatch      6  the two sides differ
     ├── Stopped                   7  a guard stopped the job; resumable
     │   ├── BadRow                   one row cannot be written
+    │   ├── TooManyBadRows           more rows cannot be written than may be set aside
     │   ├── SchemaDrift              a table changed under the job
     │   └── LedgerDamaged            the ledger contradicts itself
     ├── HeldByOperator            8  paused or cancelled by a person
@@ -135,6 +136,12 @@ class BadRow(Stopped):
     """One row (or the statement itself) fails in a way that repeating cannot mend."""
 
     code = "bad_row"
+
+
+class TooManyBadRows(Stopped):
+    """As many rows are set aside as ``errors.max_quarantined`` allows, and there is one more."""
+
+    code = "too_many_bad_rows"
 
 
 class SchemaDrift(Stopped):

@@ -145,6 +145,16 @@ class ChunkRetried(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowQuarantined(Event):
+    """One row could not be written and was set aside; the job went on behind it."""
+
+    name = "row.quarantined"
+    worker: str
+    span: int
+    sqlstate: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Draining(Event):
     """The process was asked to stop and finishes what it has in hand."""
 
@@ -158,6 +168,24 @@ class Warned(Event):
 
     name = "job.warning"
     message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationFinished(Event):
+    """The last event of ``verify``: counts of rows.  The fields and their names are part of the contract."""
+
+    name = "verify.finished"
+    rows: int
+    mismatched: int  # on both sides, with other values
+    missing: int  # in the source only
+    extra: int  # in the target only
+    unsettled: int  # changed at every look
+    repaired: int
+    seconds: float
+    verified: bool | None  # None: it was cancelled
+    columns: dict[str, int]  # column -> rows that differ in it
+    not_compared: tuple[str, ...]
+    truncated: bool  # there are more than were written down
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,12 +38,28 @@ class JobState(StrEnum):
         """True when no worker has anything left to do unless a person intervenes."""
         return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
+    @property
+    def is_at_work(self) -> bool:
+        """True while workers claim spans."""
+        return self in (JobState.RUNNING, JobState.VERIFYING)
+
 
 class Phase(StrEnum):
-    """What the spans of a job are for.  Each phase tiles the whole key space with spans of its own."""
+    """What the spans of a job are for.  Each phase tiles what it pages through with spans of its own: the source's keys,
+    the target's, or numbered rows of a table of the ledger.
+    """
 
     MOVE = "move"  # rows are written
     SWEEP = "sweep"  # rows that were deleted at the source meanwhile are taken out again (``deletes: guarded``)
+    VERIFY = "verify"  # both sides are compared, chunk by chunk of the source's keys
+    EXTRA = "extra"  # where the target sorts in another order: its keys are looked for at the source
+    CONFIRM = "confirm"  # rows that seemed to differ are looked at again, and repaired if that was asked for
+    RECHECK = "recheck"  # rows that were repaired are compared once more
+
+    @property
+    def state(self) -> JobState:
+        """The state of a job that works on this phase."""
+        return JobState.RUNNING if self in (Phase.MOVE, Phase.SWEEP) else JobState.VERIFYING
 
 
 class Order(StrEnum):
@@ -58,6 +74,13 @@ class Deletes(StrEnum):
 
     GUARDED = "guarded"
     NONE = "none"
+
+
+class Verify(StrEnum):
+    """Whether a job compares source and target at its end."""
+
+    NONE = "none"
+    AFTER = "after"
 
 
 class ConflictPolicy(StrEnum):
@@ -134,6 +157,8 @@ class Index:
     descending: tuple[bool, ...]
     default_opclass: bool  # every key column uses its type's default operator class and the column's collation
     size_bytes: int
+    reads: tuple[str, ...] = ()  # every column it depends on: keys, INCLUDE, expressions, predicate
+    exclusion: bool = False  # of an exclusion constraint, WITHOUT OVERLAPS included: it decides by other than equality
 
     @property
     def orders_rows(self) -> bool:
@@ -162,6 +187,7 @@ class Trigger:
     on_update: bool
     on_delete: bool
     on_truncate: bool
+    of_columns: tuple[str, ...] = ()  # UPDATE OF these: it fires only where one of them is set; empty: any
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +198,25 @@ class ForeignKey:
     outgoing: bool
     columns: tuple[str, ...]
     other_table: TableName
+    indexed: bool = True  # an index of the referencing table finds the rows that point at one key
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A constraint on the rows of one table, and the columns it reads."""
+
+    name: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A publication that sends changes of a table to subscribers, and which."""
+
+    name: str
+    insert: bool
+    update: bool
+    delete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +244,17 @@ class Table:
     partitions: int = 0  # leaf partitions
     owner: str = ""
     privileges: frozenset[str] = field(default_factory=frozenset)  # SELECT INSERT UPDATE DELETE MAINTAIN, of our role
+    schema_usage: bool = True  # our role may name the things of the table's schema
+    foreign_partitions: tuple[str, ...] = ()  # leaf partitions that are foreign tables
+    partitioned_by: str = ""  # list, range or hash; empty where it is not partitioned
+    has_default_partition: bool = False
+    checks_not_valid: tuple[Check, ...] = ()  # CHECK and NOT NULL constraints that rows already there may break
+    publications: tuple[Publication, ...] = ()  # logical replication that the table, or a part of it, is sent by
+    without_identity: tuple[str, ...] = ()  # it, or partitions, that have no replica identity to send updates with
+    subscriptions: tuple[str, ...] = ()  # logical replication that fills the table, or a part of it
+    autovacuum_off: tuple[str, ...] = ()  # it, or partitions, with autovacuum_enabled = off
+    outdated_collations: tuple[str, ...] = ()  # columns that were indexed by another version of their collation
+    tablespace: str = ""  # where new pages go; empty where the server does not say (partitioned tables)
 
     def column(self, name: str) -> Column | None:
         """The column of that exact name, or None."""

@@ -16,6 +16,7 @@ import click
 
 from engine.cli import demo_shop
 from engine.cli.demo_shop import Comparison, Customers, Latencies
+from engine.cli.gate import look_at_gate
 from engine.cli.loop import run_async
 from engine.cli.progress import Display
 from engine.cli.terminal import Terminal, output_options
@@ -25,7 +26,8 @@ from engine.errors import BackfillError, VerificationMismatch
 from engine.events import ChunkCommitted, Emit, Event, PhaseChanged, Waiting
 from engine.fleet import LocalRun
 from engine.fleet.signals import TwoSignals, exit_code
-from engine.flow import RunResult
+from engine.flow import RunResult, endpoints_of, inspect
+from engine.flow.dual_write_change import install
 from engine.spec import JobSpec, parse_spec
 from engine.telemetry import JsonLines, finished_event, message, numbers, tee
 
@@ -95,8 +97,11 @@ class Demo:
             await asyncio.to_thread(server.sql, f"CREATE DATABASE {DATABASE}")
             connection = await asyncpg.connect(dsn)
             await demo_shop.open_shop(connection, self._rows)
-        with self._step("Expand: orders_v2 keeps amounts in cents; a trigger on orders writes every change to both"):
+        with self._step("Expand: a new table, orders_v2, keeps amounts in cents"):
             await demo_shop.expand(connection)
+        spec = parse_spec(demo_shop.SPEC, {"SHOP_DSN": dsn}, file="the demonstration")
+        with self._step("Dual-write: backfill dualwrite job.yaml --install; triggers carry every change over from now on"):
+            await self._dual_write(spec)
         async with Customers(dsn, self._rows, self._clock, random.Random()) as customers:
             with self._step(
                 f"Customers come: {demo_shop.CLIENTS} sessions insert, update and delete orders, "
@@ -105,7 +110,11 @@ class Demo:
                 await self._clock.sleep(BEFORE_S)
             before = customers.latencies()
             self._note(f"undisturbed, they wait {_waits(before)}")
-            result, during = await self._backfill(dsn, customers)
+            result, during = await self._backfill(spec, customers)
+            with self._step("The gate: backfill gate job.yaml; may the old table be given up?"):
+                checks = (await look_at_gate(spec)).checks
+            for check in checks:
+                self._note(f"{'yes' if check.ok else 'NO'}  {check.name}: {check.detail}")
             with self._step("The shop closes for a moment, so that both tables can be compared"):
                 await customers.leave()
         with self._step("Compare every row in both directions: FULL OUTER JOIN of orders and orders_v2"):
@@ -121,8 +130,15 @@ class Demo:
         if self._keep:
             await self._wait_for_visitors(server, dsn)
 
-    async def _backfill(self, dsn: str, customers: Customers) -> tuple[RunResult, Latencies]:
-        spec = parse_spec(demo_shop.SPEC, {"SHOP_DSN": dsn}, file="the demonstration")
+    async def _dual_write(self, spec: JobSpec) -> None:
+        prepared = (await inspect(spec, endpoints_of(spec))).prepared()
+        session = await prepared.endpoints.source.connect("dualwrite")
+        try:
+            await install(session, prepared)
+        finally:
+            await session.close()
+
+    async def _backfill(self, spec: JobSpec, customers: Customers) -> tuple[RunResult, Latencies]:
         self._begin(f"Backfill: backfill run job.yaml, {spec.workers} workers, where job.yaml says")
         for line in demo_shop.SPEC.splitlines():
             self._note(line)
@@ -134,6 +150,11 @@ class Demo:
             f"{numbers.per_second(result.rows_per_s)}; customers' own rows were there already, and were left alone"
         )
         self._note(f"meanwhile customers waited {_waits(during)}")
+        if not result.verified:
+            raise VerificationMismatch(
+                "verification found rows that differ", hint="please report this with the output of backfill demo --json"
+            )
+        self._note("verified while customers went on writing: both tables agree")
         return result, during
 
     async def _run_job(self, spec: JobSpec) -> RunResult:
@@ -161,7 +182,7 @@ class Demo:
                     "rows_per_s": round(result.rows_per_s, 1),
                     "customers": {**customers.done, "before": before.as_json(), "during": during.as_json()},
                     "comparison": asdict(comparison),
-                    "verified": comparison.is_equal,
+                    "verified": result.verified and comparison.is_equal,
                 }
             )
             return

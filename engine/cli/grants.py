@@ -27,6 +27,8 @@ LEDGER_RIGHTS: Final = (
     "GRANT SELECT ON ALL TABLES IN SCHEMA backfill TO {role};",
     "GRANT INSERT, UPDATE, DELETE ON backfill.job, backfill.span, backfill.worker, backfill.written TO {role};",
     "GRANT INSERT, UPDATE, DELETE ON backfill.pacer, backfill.heartbeat TO {role};",
+    "GRANT INSERT, UPDATE, DELETE ON backfill.verification, backfill.difference, backfill.quarantine TO {role};",
+    "GRANT DELETE ON backfill.tombstone TO {role};  -- written by the dual-write triggers, with their owner's rights",
     "GRANT INSERT ON backfill.event TO {role};  -- history is only ever added to",
     "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA backfill TO {role};",
 )

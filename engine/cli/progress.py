@@ -18,7 +18,6 @@ from engine.cli.words import STYLES, limit_words, one_line, reason, rows, waits
 from engine.clock import Clock, SystemClock
 from engine.events import ChunkCommitted, Event, JobFinished, PaceChanged, Waiting
 from engine.flow.supervisor import Supervisor
-from engine.model import JobState
 from engine.telemetry import message, numbers
 from engine.telemetry.messages import STANDSTILLS
 
@@ -104,7 +103,7 @@ class Display:
             self._look, self._fresh_rows = status, 0
         parts: list[RenderableType] = [self._headline(supervisor)]
         for worker in supervisor.workers:
-            if status.state is JobState.RUNNING:
+            if status.state.is_at_work:
                 why = f"  waiting: {worker.waiting}" if worker.waiting else ""
                 span = f"span {worker.span.id}" if worker.span is not None else "no span"
                 parts.append(Text(f"  {worker.name}  {span}, chunks of {worker.sizer.rows:,} rows{why}", style="dim"))
@@ -126,7 +125,7 @@ class Display:
         status = supervisor.status
         assert status is not None
         text = rows(status)
-        if status.state is JobState.RUNNING:
+        if status.state.is_at_work:
             done = status.rows_done + self._fresh_rows  # the ledger's count is up to a second old
             text = f"{numbers.count(done)} of {numbers.count(max(done, status.rows_estimated))} rows"
             text += f"  {numbers.per_second(status.rows_per_s or self._own_rate())}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import click
@@ -12,6 +13,7 @@ from engine.cli.terminal import Terminal, confirm, output_options
 from engine.cli.words import one_line
 from engine.db import Database
 from engine.errors import Busy, UsageError
+from engine.flow.dual_write_change import Installed, find_installed, remove
 from engine.ledger.records import JobStatus
 from engine.model import Mode
 from engine.telemetry import numbers
@@ -94,18 +96,28 @@ async def _cleanup_job(terminal: Terminal, place: Place, *, yes: bool, force: bo
         status = await ledger.status(place.job)
         _refuse_alive(status, force=force)
         terminal.say(f"{status.job}: {one_line(status)}")
+        triggers = await find_installed(ledger.connection, place.job)
         terminal.say(f"removes from {place.database.label}: the job, its spans and workers; keeps its history")
+        _show_triggers(terminal, triggers)
         if not status.state.is_final:
             terminal.say("it has not ended: where it stands would be lost", "yellow")
         if not confirm("remove it?", yes=yes):
             return _NO
         _refuse_alive(await ledger.status(place.job), force=force)
+        if triggers:
+            # While they are there they write tombstones for nobody; and a job that is gone cannot be asked about them.
+            await remove(ledger.connection, place.job, force=True, tell=terminal.say)
         await ledger.record(place.job, "cleanup", {"state": status.state.value, "rows": status.rows_done})
         await ledger.forget(place.job)
     if terminal.as_json:
         terminal.json({"removed": [place.job]})
     terminal.say(f"{place.job} is removed")
     return 0
+
+
+def _show_triggers(terminal: Terminal, triggers: Sequence[Installed]) -> None:
+    for found in triggers:
+        terminal.say(f"  trigger {found.trigger} on {found.table}: changes reach the target no longer")
 
 
 async def _cleanup_all(terminal: Terminal, database: Database, *, yes: bool, force: bool) -> int:
@@ -120,10 +132,14 @@ async def _cleanup_all(terminal: Terminal, database: Database, *, yes: bool, for
         for status in jobs:
             _refuse_alive(status, force=force)
             terminal.say(f"  {status.job}: {one_line(status)}")
+        triggers = await find_installed(ledger.connection)
+        _show_triggers(terminal, triggers)
         if not confirm("remove all of it?", yes=yes):
             return _NO
         for status in await ledger.list():
             _refuse_alive(status, force=force)
+        for job in sorted({found.job for found in triggers if found.job is not None}):
+            await remove(ledger.connection, job, force=True, tell=terminal.say)
         await ledger.drop()
     if terminal.as_json:
         terminal.json({"removed": [status.job for status in jobs]})

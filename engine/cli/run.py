@@ -11,7 +11,7 @@ from engine.cli.loop import run_async
 from engine.cli.progress import Display
 from engine.cli.spec_options import spec_options
 from engine.cli.terminal import Terminal, error_json, output_options
-from engine.errors import BackfillError
+from engine.errors import BackfillError, VerificationMismatch
 from engine.events import Emit
 from engine.fleet import Interrupted, LocalRun
 from engine.fleet.signals import exit_code
@@ -69,13 +69,18 @@ def report(terminal: Terminal, lines: JsonLines | None, job: LocalRun, result: R
     return code_of(result, job)
 
 
+def code_when_done(verified: bool | None) -> int:
+    """The exit code of a job that is done: of more use than 0 where its last verification found differences."""
+    return VerificationMismatch.exit_code if verified is False else 0
+
+
 def code_of(result: RunResult, job: LocalRun) -> int:
     """The exit code of a run that ended so."""
     error: BackfillError | None = result.error
     if error is not None:
         return error.exit_code
     if result.state is JobState.DONE:
-        return 0
+        return code_when_done(result.verified)
     if result.drained and job.interrupted is not None:
         return exit_code(job.interrupted)
     return CODES.get(result.state, _TRY_AGAIN)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from engine.cli.loop import run_async
 from engine.cli.places import Place, job_argument, ledger_database, ledger_option, open_job, open_ledger, place_of
-from engine.cli.run import CODES
+from engine.cli.run import CODES, code_when_done
 from engine.cli.signals import changes_text, signal_lines
 from engine.cli.terminal import Terminal, output_options
 from engine.cli.words import STYLES, block, limit_words, one_line, reason, what_next
@@ -161,7 +161,7 @@ def _cells(seen: JobStatus) -> tuple[str, ...]:
 def wait(terminal: Terminal, job: str, dsn: str | None, timeout: str | None) -> int:
     """Wait until a job ends.
 
-    The exit code is the job's, as that of run: 0 done, 7 failed, 8 cancelled.
+    The exit code is the job's, as that of run: 0 done, 6 done and differing, 7 failed, 8 cancelled.
     """
     seen = run_async(_wait(terminal, place_of(job, dsn), _seconds(timeout)))
     if terminal.as_json:
@@ -169,7 +169,7 @@ def wait(terminal: Terminal, job: str, dsn: str | None, timeout: str | None) -> 
     terminal.say(f"{seen.job}: {one_line(seen)}", STYLES.get(seen.state, ""))
     if next_step := what_next(seen):
         terminal.say(f"  {next_step}", "dim")
-    return CODES[seen.state]
+    return code_when_done(seen.verified) if seen.state is JobState.DONE else CODES[seen.state]
 
 
 def _seconds(timeout: str | None) -> float | None:

@@ -9,13 +9,14 @@ from typing import Any, Final
 from engine.cli.signals import orders_text, unit_of
 from engine.ledger.orders import ROWS, WAL
 from engine.ledger.records import JobStatus
-from engine.model import JobState
+from engine.model import JobState, Phase
 from engine.pace.bucket import RATE_LIMIT
 from engine.pace.law import Stage
 from engine.telemetry import numbers
 
 STYLES = {
     JobState.RUNNING: "green",
+    JobState.VERIFYING: "green",
     JobState.DONE: "bold green",
     JobState.PAUSED: "yellow",
     JobState.FAILED: "bold red",
@@ -26,24 +27,40 @@ NO_PACER: Final = "no pacer"
 """How the ledger's view begins to tell that no decision is in force."""
 
 _LIMITS: Final = (ROWS, WAL)
+_PHASES: Final = {
+    Phase.SWEEP: "taking out rows deleted meanwhile",
+    Phase.EXTRA: "looking for rows that only the target holds",
+    Phase.CONFIRM: "looking again at rows that seemed to differ",
+    Phase.RECHECK: "looking once more at rows that were repaired",
+}
 _UNSAID_STAGES: Final = (None, Stage.STEADY, Stage.ALONE)
 
 
 def one_line(status: JobStatus) -> str:
     """All that an operator wants to know first: state, how far, how fast and why not faster, how long, who works."""
     parts = [f"{status.state.value} {numbers.percent(status.progress)} {rows(status)}"]
-    if status.state is JobState.RUNNING:
+    if status.state.is_at_work:
         limit = limit_words(status)
         parts.append(numbers.per_second(status.rows_per_s) + (f" ({limit})" if limit else ""))
         if status.eta_s is not None:
             parts.append(f"{numbers.duration(status.eta_s)} left")
         parts.append(numbers.counted(status.workers, "worker") if status.workers else "nobody works on it")
-        if status.phase == "sweep":
-            parts.append("taking out rows deleted meanwhile")
+        if status.phase in _PHASES:
+            parts.append(_PHASES[status.phase])
         if status.deadline is not None:
             parts.append(_lateness(status.deadline))
+    if status.quarantined:
+        parts.append(f"{numbers.counted(status.quarantined, 'row')} in quarantine")
+    if status.state is JobState.DONE and status.verified is not None:
+        parts.append("verified" if status.verified else _differing(status))
     text = ", ".join(parts)
     return f"{text}; {why}" if (why := reason(status)) else text
+
+
+def _differing(status: JobStatus) -> str:
+    found = status.verification or {}
+    left = sum(int(found.get(kind) or 0) for kind in ("mismatched", "missing", "extra", "unsettled"))
+    return f"{numbers.counted(max(0, left - int(found.get('repaired') or 0)), 'row')} differ"
 
 
 def rows(status: JobStatus) -> str:
@@ -86,12 +103,16 @@ def what_next(status: JobStatus) -> str:
     match status.state:
         case JobState.FAILED if status.error_hint:
             return status.error_hint
+        case JobState.DONE if status.verified is False:
+            return f"backfill verify {status.job} --repair mends them"
         case JobState.FAILED if status.resumable:
             return "mend the cause, then: backfill resume"
         case JobState.FAILED | JobState.CANCELLED:
             return "backfill restart begins it anew"
         case JobState.PAUSED:
             return "backfill resume lets it go on"
+        case JobState.VERIFYING if not status.workers:
+            return f"backfill verify {status.job} goes on with it"
         case JobState.PLANNED | JobState.RUNNING if not status.workers:
             return "start workers by backfill run or backfill worker"
         case _:
@@ -114,6 +135,10 @@ def block(status: JobStatus) -> list[tuple[str, str]]:
         details[1:3] = [("table", status.source)]
     if status.waits:
         details.append(("waited", waits(status)))
+    if status.verification is not None:
+        details.append(("verified", _verification(status)))
+    if status.quarantined:
+        details.append(("set aside", numbers.counted(status.quarantined, "row")))
     details.append(("started", moment(status.started_at)))
     if status.finished_at is not None:
         details.append(("ended", moment(status.finished_at)))
@@ -124,6 +149,14 @@ def block(status: JobStatus) -> list[tuple[str, str]]:
     return details
 
 
+def _verification(status: JobStatus) -> str:
+    """``no, 3 rows differ``: what the last verification found, or that one is running."""
+    if status.verified is None:
+        outcome = (status.verification or {}).get("outcome")
+        return f"not known: the last verification was {outcome}" if outcome else "not known yet: it is running"
+    return "yes" if status.verified else f"no, {_differing(status)}"
+
+
 def waits(status: JobStatus) -> str:
     """``24 s read_latency, 3 s baseline``: what the workers have waited for so far, the longest first."""
     longest = sorted(status.waits.items(), key=lambda item: -item[1])
@@ -132,9 +165,9 @@ def waits(status: JobStatus) -> str:
 
 def pace_line(status: JobStatus) -> str:
     """What decides the pace, in one line."""
-    if status.state is not JobState.RUNNING:
+    if not status.state.is_at_work:
         return status.state.value
-    going = f"running, {numbers.per_second(status.rows_per_s)}"
+    going = f"{status.state}, {numbers.per_second(status.rows_per_s)}"
     return f"{going}; {reason(status) or limit_words(status) or 'no limit'}"
 
 
@@ -142,7 +175,7 @@ def pace_block(status: JobStatus, unit: Callable[[str], str | None]) -> list[tup
     """What is ordered and what is in force: label and text.  ``unit``: that of a signal by its name."""
     if status.held_by:
         limit = "nothing is let through"
-    elif status.state is JobState.RUNNING and status.pace_valid is False:
+    elif status.state.is_at_work and status.pace_valid is False:
         limit = "the minimum"
     elif status.limit_now_rows_per_s is None:
         limit = "none"

@@ -20,15 +20,22 @@ SELECT l.virtualtransaction AS id,
  WHERE l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock' AND l.granted
    AND a.datname = current_database() AND a.usename IS NOT NULL
    AND a.pid <> pg_backend_pid() AND a.application_name NOT LIKE 'backfill/%'
+   AND (NOT $1::boolean
+        OR EXISTS (SELECT FROM pg_catalog.pg_locks x
+                    WHERE x.locktype = 'transactionid' AND x.mode = 'ExclusiveLock' AND x.granted
+                      AND x.virtualtransaction = l.virtualtransaction))
 UNION ALL
 SELECT 'prepared ' || gid, 'prepared transaction of ' || owner || ' since ' || to_char(prepared, 'HH24:MI:SS')
   FROM pg_catalog.pg_prepared_xacts
  WHERE database = current_database()"""
 
 
-async def running_transactions(connection: Connection) -> dict[str, str]:
-    """Id -> who it is, for people, of every client transaction of this database except our own connections'."""
-    return {row["id"]: row["who"] for row in await connection.fetch(_RUNNING)}
+async def running_transactions(connection: Connection, *, only_writers: bool = False) -> dict[str, str]:
+    """Id -> who it is, for people, of every client transaction of this database except our own connections'.
+
+    ``only_writers``: those that have written already, which is when a transaction gets a permanent xid.
+    """
+    return {row["id"]: row["who"] for row in await connection.fetch(_RUNNING, only_writers)}
 
 
 def is_of_job(application_name: str, job: str) -> bool:

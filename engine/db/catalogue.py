@@ -38,6 +38,14 @@ WITH leaves AS (
   SELECT relid::oid FROM pg_partition_tree($1::oid::regclass) WHERE isleaf AND relid::oid <> $1::oid
 )"""
 
+# The table, what it is a partition of, and its own partitions.
+_FAMILY: Final = """
+WITH family AS (
+  SELECT $1::oid AS oid
+  UNION SELECT relid::oid FROM pg_partition_ancestors($1::oid::regclass)
+  UNION SELECT relid::oid FROM pg_partition_tree($1::oid::regclass)
+)"""
+
 
 def table_query(server: Server) -> str:
     """The table as a whole: kind, sizes, flags, our rights."""
@@ -51,7 +59,19 @@ sizes AS (
          sum(coalesce(pg_total_relation_size(nullif(l.reltoastrelid, 0)), 0))::int8 AS toast,
          sum(pg_indexes_size(l.oid))::int8 AS indexes,
          bool_or(l.relpersistence = 'u') AS unlogged,
-         min(coalesce(substring(array_to_string(l.reloptions, ' ') FROM 'fillfactor=([0-9]+)')::int, 100)) AS fillfactor
+         min(coalesce(substring(array_to_string(l.reloptions, ' ') FROM 'fillfactor=([0-9]+)')::int, 100))
+           AS fillfactor,
+         array_agg(l.relname::text ORDER BY l.relname) FILTER (WHERE l.relkind = 'f') AS foreign_tables,
+         array_agg(l.relname::text ORDER BY l.relname) FILTER (
+           -- As the server reads a Boolean: any beginning of off, false or no.
+           WHERE array_to_string(l.reloptions, ' ') ~* 'autovacuum_enabled=(of|f|n|0)') AS autovacuum_off,
+         -- What an UPDATE or DELETE of a published table is refused without.
+         array_agg(l.relname::text ORDER BY l.relname) FILTER (
+           WHERE l.relreplident <> 'f' AND NOT EXISTS (
+             SELECT FROM pg_index i
+              WHERE i.indrelid = l.oid AND i.indisvalid AND i.indimmediate
+                AND CASE l.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END
+           )) AS without_identity
     FROM pg_class l JOIN leaves USING (oid)
 )
 SELECT c.relkind::text AS kind,
@@ -72,6 +92,17 @@ SELECT c.relkind::text AS kind,
          CASE WHEN has_table_privilege(c.oid, 'UPDATE') THEN 'UPDATE' END,
          CASE WHEN has_table_privilege(c.oid, 'DELETE') THEN 'DELETE' END,
          CASE WHEN {maintain} THEN 'MAINTAIN' END], NULL) AS privileges,
+       has_schema_privilege(c.relnamespace, 'USAGE') AS schema_usage,
+       CASE WHEN c.relkind = 'p' THEN coalesce(sizes.foreign_tables, '{{}}') ELSE '{{}}' END AS foreign_partitions,
+       coalesce(sizes.autovacuum_off, '{{}}') AS autovacuum_off,
+       coalesce(sizes.without_identity, '{{}}') AS without_identity,
+       coalesce((SELECT CASE p.partstrat WHEN 'l' THEN 'list' WHEN 'r' THEN 'range' ELSE 'hash' END
+                   FROM pg_partitioned_table p WHERE p.partrelid = c.oid), '') AS partitioned_by,
+       EXISTS (SELECT FROM pg_partitioned_table p
+                WHERE p.partrelid = c.oid AND p.partdefid <> 0) AS has_default_partition,
+       coalesce((SELECT t.spcname::text FROM pg_tablespace t JOIN pg_database d ON d.datname = current_database()
+                  WHERE t.oid = coalesce(nullif(c.reltablespace, 0), d.dattablespace)
+                    AND c.relkind <> 'p'), '') AS tablespace,
        ARRAY(SELECT r.rulename::text FROM pg_rewrite r
               WHERE r.ev_class IN (SELECT oid FROM leaves UNION SELECT c.oid)
                 AND r.rulename <> '_RETURN' AND r.ev_enabled <> 'D' ORDER BY 1) AS rules
@@ -181,6 +212,17 @@ SELECT ic.relname::text AS name, ic.oid::int8 AS oid,
                          WHERE d.opcmethod = o.opcmethod AND d.opcdefault AND d.oid <> o.oid
                            AND d.opcintype = CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END)
        ) AS default_opclass,
+       -- An index of a constraint depends on the constraint, and names its columns itself; expressions and predicates
+       -- are known by what they depend on.
+       ARRAY(SELECT a.attname::text FROM pg_attribute a
+              WHERE a.attrelid = i.indrelid AND a.attnum > 0
+                AND (a.attnum = ANY (i.indkey::int2[])
+                     OR EXISTS (SELECT FROM pg_depend d
+                                 WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+                                   AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.indrelid
+                                   AND d.refobjsubid = a.attnum))
+              ORDER BY a.attnum) AS reads,
+       i.indisexclusion AS exclusion,
        (SELECT sum(pg_relation_size(p.relid)) FROM pg_partition_tree(ic.oid) p)::int8 AS tree_size,
        pg_relation_size(ic.oid)::int8 AS size
   FROM pg_index i
@@ -193,7 +235,9 @@ SELECT ic.relname::text AS name, ic.oid::int8 AS oid,
 # Triggers of a partitioned table have clones on the partitions; a partition may have some of its own besides.
 TRIGGERS: Final = f"""{_LEAVES}
 SELECT t.tgname::text AS name, t.tgenabled::text IN ('O', 'A') AS enabled, t.tgtype::int4 AS bits,
-       pg_get_triggerdef(t.oid) AS definition
+       pg_get_triggerdef(t.oid) AS definition,
+       ARRAY(SELECT a.attname::text FROM pg_attribute a
+              WHERE a.attrelid = t.tgrelid AND a.attnum = ANY (t.tgattr::int2[]) ORDER BY a.attnum) AS of_columns
   FROM pg_trigger t
  WHERE t.tgrelid IN (SELECT oid FROM leaves UNION SELECT $1::oid) AND NOT t.tgisinternal AND t.tgparentid = 0
  ORDER BY t.tgrelid, t.tgname
@@ -204,13 +248,82 @@ SELECT k.conname::text AS name, k.conrelid = $1::oid AS outgoing,
        ARRAY(SELECT a.attname::text FROM unnest(CASE WHEN k.conrelid = $1::oid THEN k.conkey ELSE k.confkey END)
                     WITH ORDINALITY AS u(attnum, place)
                JOIN pg_attribute a ON a.attrelid = $1::oid AND a.attnum = u.attnum ORDER BY u.place) AS columns,
-       n.nspname::text AS other_schema, o.relname::text AS other_name
+       n.nspname::text AS other_schema, o.relname::text AS other_name,
+       -- Led by one of the columns, and not leaving out any row that points somewhere.
+       EXISTS (SELECT FROM pg_index i
+                 JOIN pg_class ic ON ic.oid = i.indexrelid
+                 JOIN pg_am am ON am.oid = ic.relam
+                WHERE i.indrelid = k.conrelid AND i.indisvalid AND am.amname IN ('btree', 'hash')
+                  AND i.indkey[0] = ANY (k.conkey)
+                  AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid)
+                       ~ '^\\(("([^"]|"")+"|[^ "]+) IS NOT NULL\\)$')
+       ) AS indexed
   FROM pg_constraint k
   JOIN pg_class o ON o.oid = CASE WHEN k.conrelid = $1::oid THEN k.confrelid ELSE k.conrelid END
   JOIN pg_namespace n ON n.oid = o.relnamespace
  WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid = $1::oid OR k.confrelid = $1::oid)
  ORDER BY outgoing DESC, k.conname
 """
+
+
+def checks_query(server: Server) -> str:
+    """CHECK and NOT NULL constraints that are enforced from now on, and that nobody has held the old rows against."""
+    enforced = "AND k.conenforced" if server.major >= 18 else ""
+    return f"""{_LEAVES}
+SELECT DISTINCT ON (k.conname) k.conname::text AS name,
+       ARRAY(SELECT a.attname::text FROM pg_attribute a
+              WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey) ORDER BY a.attnum) AS columns
+  FROM pg_constraint k
+ WHERE k.conrelid IN (SELECT oid FROM leaves UNION SELECT $1::oid)
+   AND k.contype IN ('c', 'n') AND NOT k.convalidated {enforced}
+ ORDER BY k.conname
+"""
+
+
+def publications_query(server: Server) -> str:
+    """The publications that the table, a part of it or what it is a part of belongs to."""
+    of_schemas = (
+        "OR EXISTS (SELECT FROM pg_publication_namespace n JOIN pg_class c ON c.relnamespace = n.pnnspid"
+        " WHERE n.pnpubid = p.oid AND c.oid IN (SELECT oid FROM family))"
+        if server.major >= 15
+        else ""
+    )
+    return f"""{_FAMILY}
+SELECT p.pubname::text AS name, p.pubinsert AS insert, p.pubupdate AS update, p.pubdelete AS delete
+  FROM pg_publication p
+ WHERE EXISTS (SELECT FROM pg_class c WHERE c.oid = $1::oid AND c.relpersistence = 'p' AND c.relkind IN ('r', 'p'))
+   AND (p.puballtables
+        OR EXISTS (SELECT FROM pg_publication_rel r
+                    WHERE r.prpubid = p.oid AND r.prrelid IN (SELECT oid FROM family))
+        {of_schemas})
+ ORDER BY 1
+"""
+
+
+SUBSCRIPTIONS: Final = f"""{_FAMILY}
+SELECT DISTINCT s.subname::text AS name
+  FROM pg_subscription_rel r JOIN pg_subscription s ON s.oid = r.srsubid
+ WHERE r.srrelid IN (SELECT oid FROM family)
+ ORDER BY 1
+"""
+
+
+def outdated_collations_query(server: Server) -> str:
+    """Indexed columns whose collation is not of the version any more that its indexes were built with."""
+    recorded = "d.datcollversion" if server.major >= 15 else "NULL"
+    actual = "pg_database_collation_actual_version(d.oid)" if server.major >= 15 else "NULL"
+    return f"""
+SELECT a.attname::text AS name
+  FROM pg_attribute a
+  JOIN pg_collation c ON c.oid = a.attcollation
+  JOIN pg_database d ON d.datname = current_database()
+ WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped
+   AND EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey::int2[]))
+   AND CASE WHEN c.collprovider = 'd' THEN {recorded} <> {actual}
+            ELSE c.collversion <> pg_collation_actual_version(c.oid) END
+ ORDER BY a.attnum
+"""
+
 
 # Each leaf's file: a rewrite or TRUNCATE gives it another one.
 RELFILENODES: Final = f"""{_LEAVES}

@@ -35,23 +35,79 @@ KEEPALIVE_COUNT: Final = 3
 USER_TIMEOUT_MARGIN_S: Final = 15.0
 MAX_APPLICATION_NAME_BYTES: Final = 63
 
-# What makes a value's text, and a comparison, mean the same in every session.  Keys travel as such text.
+# Whatever a role, a database or a connection string sets, our statements mean the same.  Every server from 14 on takes
+# these from everybody; docs/correctness.md says what is left alone, and why.
 PINNED: Final = {
+    # What makes a value's text, and a comparison, mean the same in every session.  Keys travel as such text.
     "DateStyle": "ISO, YMD",
     "IntervalStyle": "postgres",
     "TimeZone": "UTC",
+    "timezone_abbreviations": "Default",
     "extra_float_digits": "1",
     "bytea_output": "hex",
+    "xmlbinary": "base64",
+    "xmloption": "content",
+    "lc_numeric": "C",
+    "lc_time": "C",
+    # How the text of a statement is read: our literals, and the user's expressions.
     "standard_conforming_strings": "on",
+    "backslash_quote": "safe_encoding",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    # The fingerprint of a schema holds definitions as the server writes them.
+    "quote_all_identifiers": "off",
     "default_transaction_isolation": "read committed",
     # Row security then fails a query that it would filter: better no row than an unknown half of them.
     "row_security": "off",
+    # The one setting that makes an index forget rows.
+    "gin_fuzzy_search_limit": "0",
+    # Our tables go where the database puts tables: to leave rights and storage to chance helps nobody.
+    "default_table_access_method": "heap",
+    "default_tablespace": "",
+    # A worker waits for its next span as long as pace says, and lives through errors that it repeats.
+    "idle_session_timeout": "0",
+    "exit_on_error": "off",
     # A chunk's bounds are parameters; only a custom plan sees what range they span.
     "plan_cache_mode": "force_custom_plan",
+    # Ways to reach rows that somebody took away, perhaps for reports.  Costs and memory stay as they are: they describe
+    # the machine, and the plan that they lead to is checked.
+    **dict.fromkeys(
+        (
+            "enable_bitmapscan",
+            "enable_hashagg",
+            "enable_hashjoin",
+            "enable_incremental_sort",
+            "enable_indexonlyscan",
+            "enable_indexscan",
+            "enable_material",
+            "enable_memoize",
+            "enable_mergejoin",
+            "enable_nestloop",
+            "enable_partition_pruning",
+            "enable_seqscan",
+            "enable_sort",
+            "enable_tidscan",
+        ),
+        "on",
+    ),
     "jit": "off",
     # One worker is one server process: pace and worker count stay honest.
     "max_parallel_workers_per_gather": "0",
 }
+
+# What a start-up packet cannot carry: it would be refused by some servers or to some users, even at its default.
+# - transaction_timeout came with PostgreSQL 17.
+# - Without triggers and foreign keys (replica), or with damaged pages read as empty, rows would be lost in silence.
+#   Only a superuser's order brings these about; whoever may not undo it is refused.
+# - Amounts of money are read with as many decimals as lc_monetary has: only one that has the usual two is exchanged.
+PIN_THE_REST: Final = f"""
+{PIN_SEARCH_PATH};
+SELECT set_config(name, value, false)
+  FROM (VALUES ('transaction_timeout', '0'), ('session_replication_role', 'origin'), ('zero_damaged_pages', 'off'))
+       AS pinned (name, value)
+ WHERE current_setting(name, true) <> value;
+SELECT set_config('lc_monetary', 'C', false) WHERE cash_send(1::int8::money) = int8send(100);
+"""
 
 
 class Secret(Protocol):
@@ -155,7 +211,7 @@ class Database:
         capabilities = capabilities_of(product, version_num)
         if capabilities is None:
             raise _not_supported(product if product != "PostgreSQL" else f"PostgreSQL {version_num // 10000}")
-        await raw.execute(PIN_SEARCH_PATH)
+        await self._pin_the_rest(raw, label)
         user, is_superuser = row["user"], row["is_superuser"]
         if data and self.role:
             await raw.execute(f"SET ROLE {ident(self.role)}")
@@ -179,6 +235,16 @@ class Database:
         )
         backend = Backend(self.side, int(row["backend_pid"]), row["backend_started"] or "")
         return Connection(raw, server=server, backend=backend, search_path=row["search_path"], label=label)
+
+    async def _pin_the_rest(self, raw: asyncpg.Connection[asyncpg.Record], label: str) -> None:
+        try:
+            await raw.execute(PIN_THE_REST)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise CannotConnect(
+                f"{label}: a setting of this session loses rows, and may not be undone by us: {error.args[0]}",
+                hint="ALTER ROLE … RESET or ALTER DATABASE … RESET it, or take it out of the connection string",
+                sqlstate=error.sqlstate,
+            ) from error
 
     def _settings(self, purpose: str, *, data: bool, statement_timeout_s: float) -> dict[str, str]:
         lock_timeout_s = self.lock_timeout_s if data else CONTROL_LOCK_TIMEOUT_S

@@ -4,6 +4,9 @@ Two duties.  First, one table decides whether a failed statement is tried again,
 never.  Second, redaction: DETAIL, CONTEXT and WHERE of a server's error hold row values, and so may its primary message
 (``invalid input syntax for type integer: "secret"``).  What is kept is the SQLSTATE, names of the catalogue, and the
 primary message only of those classes of errors in which the server itself never puts a value.
+
+Beside what to do stands whose fault it is: a row's, which may be set aside (``errors.max_quarantined``), or somebody
+else's.
 """
 
 from __future__ import annotations
@@ -32,7 +35,17 @@ class Action(StrEnum):
     STOP = "stop"  # repeating cannot mend it
 
 
+class Fault(StrEnum):
+    """Whether a row can be blamed, and set aside."""
+
+    NONE = ""  # no row: the statement, the session, the server, or a bug
+    ROW = "row"  # a value of some row: whatever else is in the chunk, that row fails
+    LOAD = "load"  # too much at once: a row's fault only if it fails alone, and again
+
+
 FENCE_SQLSTATE: Final = "BF001"
+TOO_MANY_SQLSTATE: Final = "BF002"  # of backfill.set_aside: as many rows are set aside as the job allows
+OUR_SQLSTATES: Final = "BF"  # what the ledger's own functions raise is never a row's fault
 CONNECTION_FAILURE: Final = "08006"  # what we report for losses that have no SQLSTATE of the server's
 
 _ACTIONS: Final[dict[str, Action]] = {
@@ -71,7 +84,30 @@ _ACTIONS: Final[dict[str, Action]] = {
 }
 _CLASS_ACTIONS: Final = {"08": Action.RECONNECT}  # everything else stops
 
+# By SQLSTATE, else by its class.  Syntax and names (42) are the statement's fault, concurrency (40) and sessions nobody's.
+_FAULTS: Final = {
+    "22P04": Fault.NONE,  # the COPY stream as such: ours
+    "2F005": Fault.ROW,  # a function ended without RETURN: for some arguments
+    "39004": Fault.ROW,  # null where a function takes none
+    "54000": Fault.ROW,  # an index entry, or a value, beyond a limit of the server
+    "54001": Fault.ROW,  # stack depth: a value nested too deeply
+    "25P04": Fault.LOAD,
+    "53200": Fault.LOAD,
+    "53400": Fault.LOAD,
+    "57014": Fault.LOAD,
+}
+_CLASS_FAULTS: Final = {
+    "21": Fault.ROW,  # a subquery of an expression gave several rows
+    "22": Fault.ROW,
+    "23": Fault.ROW,
+    "38": Fault.ROW,  # raised in a function of an outside language
+    "44": Fault.ROW,
+    "P0": Fault.ROW,  # raised in a trigger or function
+}
+_NOT_USERS: Final = frozenset(["backfill", "pg_catalog"])  # schemas whose constraints no row of a user's can violate
+
 _NAMES: Final = {
+    "21000": "a subquery gave more than one row",
     "22001": "a value is too long for its column",
     "22003": "a number is out of the range of its type",
     "22007": "a date or time cannot be read",
@@ -91,9 +127,11 @@ _NAMES: Final = {
     "428C9": "a generated column cannot be written",
     "P0001": "a trigger or function raised an error",
     FENCE_SQLSTATE: "the fence rejected the chunk: its span has another owner, epoch, cursor or end by now",
+    TOO_MANY_SQLSTATE: "more rows are bad than errors.max_quarantined allows",
 }
 _CLASS_NAMES: Final = {
     "08": "the connection failed",
+    "21": "a subquery gave too many rows or columns",
     "22": "a value is not acceptable",
     "23": "a constraint is violated",
     "25": "the transaction is in the wrong state",
@@ -151,6 +189,12 @@ class Failure:
     constraint: str | None = None
     hint: str = ""
     lost: bool = False  # the session has ended, or cannot be trusted
+    fault: Fault = Fault.NONE
+
+    @property
+    def is_of_row(self) -> bool:
+        """True when some row of the chunk is to blame, and would fail alone."""
+        return self.fault is Fault.ROW
 
 
 def classify(error: BaseException, *, show_rows: bool = False) -> Failure:
@@ -188,7 +232,19 @@ def _spoken(error: asyncpg.PostgresError, *, lost: bool, show_rows: bool) -> Fai
         constraint,
         _HINTS.get(sqlstate, ""),
         lost=lost or fatal or action in (Action.RECONNECT, Action.WAIT, Action.PAUSE),
+        fault=_fault(error, sqlstate, action),
     )
+
+
+def _fault(error: asyncpg.PostgresError, sqlstate: str, action: Action) -> Fault:
+    raised = _text(error, "server_source_function") in _RAISED_BY_USERS
+    if sqlstate.startswith(OUR_SQLSTATES):
+        return Fault.NONE
+    if raised and action is Action.STOP:
+        return Fault.ROW  # a user's code refuses the row, with whatever SQLSTATE it liked
+    if not raised and _text(error, "schema_name") in _NOT_USERS:
+        return Fault.NONE
+    return _FAULTS.get(sqlstate, _CLASS_FAULTS.get(sqlstate[:2], Fault.NONE))
 
 
 def _message(error: asyncpg.PostgresError, sqlstate: str, *, show_rows: bool) -> str:

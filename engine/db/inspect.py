@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from engine.db import catalogue
 from engine.db.connection import Connection
 from engine.errors import UsageError
-from engine.model import Column, ForeignKey, Index, Table, TableName, Trigger
+from engine.model import Check, Column, ForeignKey, Index, Publication, Table, TableName, Trigger
 from engine.sql import ident
 
 FIRST_USER_OID: Final = 16384  # what initdb makes is below, and the same on every server of that version
@@ -101,6 +101,11 @@ async def inspect_table(connection: Connection, table: NamedTable) -> Table:
     indexes = await connection.fetch(catalogue.INDEXES, oid)
     triggers = await connection.fetch(catalogue.TRIGGERS, oid)
     foreign_keys = await connection.fetch(catalogue.FOREIGN_KEYS, oid)
+    server = connection.server
+    checks = await connection.fetch(catalogue.checks_query(server), oid)
+    publications = await connection.fetch(catalogue.publications_query(server), oid)
+    subscriptions = await connection.fetch(catalogue.SUBSCRIPTIONS, oid)
+    outdated = await connection.fetch(catalogue.outdated_collations_query(server), oid)
     return Table(
         oid=oid,
         name=name,
@@ -121,6 +126,7 @@ async def inspect_table(connection: Connection, table: NamedTable) -> Table:
                 row["outgoing"],
                 tuple(row["columns"]),
                 TableName(row["other_schema"], row["other_name"]),
+                indexed=row["indexed"],
             )
             for row in foreign_keys
         ),
@@ -131,6 +137,20 @@ async def inspect_table(connection: Connection, table: NamedTable) -> Table:
         partitions=whole["partitions"],
         owner=whole["owner"],
         privileges=frozenset(whole["privileges"]),
+        schema_usage=whole["schema_usage"],
+        foreign_partitions=tuple(whole["foreign_partitions"]),
+        partitioned_by=whole["partitioned_by"],
+        has_default_partition=whole["has_default_partition"],
+        checks_not_valid=tuple(Check(row["name"], tuple(row["columns"])) for row in checks),
+        publications=tuple(
+            Publication(row["name"], insert=row["insert"], update=row["update"], delete=row["delete"])
+            for row in publications
+        ),
+        without_identity=tuple(whole["without_identity"]),
+        subscriptions=tuple(row["name"] for row in subscriptions),
+        autovacuum_off=tuple(whole["autovacuum_off"]),
+        outdated_collations=tuple(row["name"] for row in outdated),
+        tablespace=whole["tablespace"],
     )
 
 
@@ -297,6 +317,8 @@ def _index(row: Any) -> Index:
         descending=tuple(row["descending"]),
         default_opclass=row["default_opclass"],
         size_bytes=int(row["tree_size"] or row["size"]),
+        reads=tuple(row["reads"]),
+        exclusion=row["exclusion"],
     )
 
 
@@ -311,4 +333,5 @@ def _trigger(row: Any) -> Trigger:
         on_update=bool(bits & _UPDATE),
         on_delete=bool(bits & _DELETE),
         on_truncate=bool(bits & _TRUNCATE),
+        of_columns=tuple(row["of_columns"]),
     )

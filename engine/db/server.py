@@ -91,6 +91,11 @@ class Server:
         """16 for 16.4."""
         return self.version_num // 10000
 
+    @property
+    def mark(self) -> dict[str, str | int | None]:
+        """What changes when the server is restarted, recovers from a crash, or is another one by now."""
+        return {"system": self.system_identifier, "timeline": self.timeline, "started": self.started}
+
 
 def product_of(version: str) -> str:
     """The product that answered ``version()`` so: ``PostgreSQL``, or the name of something that imitates it."""

@@ -1,4 +1,5 @@
-"""Who starts workers: this process for one job (``local``), or for the jobs of a ledger one after another (``pool``).
+"""Who starts workers: this process for one job (``local``) or its verification (``verification``), or for the
+jobs of a ledger one after another (``pool``).
 
 Owns signals, and which connection strings a worker host lends to a job of the ledger.  Refuses to know how rows move
 (``engine.flow``) and how anything is shown (``engine.cli``).
@@ -15,5 +16,6 @@ from __future__ import annotations
 from engine.fleet.local import LocalRun
 from engine.fleet.pool import Lent, Pool
 from engine.fleet.signals import Interrupted
+from engine.fleet.verification import LocalVerification
 
-__all__ = ["Interrupted", "Lent", "LocalRun", "Pool"]
+__all__ = ["Interrupted", "Lent", "LocalRun", "LocalVerification", "Pool"]

@@ -12,7 +12,7 @@ from engine.db import Database
 from engine.errors import Busy, Stopped, UnknownJob, UsageError
 from engine.events import Emit, ignore
 from engine.fleet.signals import NAMES, Interrupted, TwoSignals
-from engine.flow.prepare import endpoints_of, inspect
+from engine.flow.prepare import Prepared, endpoints_of, inspect
 from engine.flow.result import RunResult
 from engine.flow.supervisor import Supervisor
 from engine.ledger.store import Ledger
@@ -76,9 +76,10 @@ class LocalRun:
         databases = endpoints_of(self.spec)
         began = self._clock.now()
         await self._look_at_ledger(databases[1])
-        inspection = await inspect(self.spec, databases)
+        prepared = (await inspect(self.spec, databases)).prepared()
+        await self._begin(prepared)
         supervisor = Supervisor(
-            inspection.prepared(),
+            prepared,
             workers=self.spec.workers,
             emit=self._emit,
             wait=self._wait,
@@ -89,6 +90,9 @@ class LocalRun:
             return await supervisor.run()
         except Stopped as error:
             return await self._stopped(databases[1], error, began)
+
+    async def _begin(self, prepared: Prepared) -> None:
+        """What comes before the supervisor looks at the job: here nothing."""
 
     async def _stopped(self, target: Database, error: Stopped, began: float) -> RunResult:
         """The job was found, and a guard stopped it before any work: that is how this run ended, too."""
@@ -108,6 +112,8 @@ class LocalRun:
             resumed=True,
             drained=False,
             error=error,
+            quarantined=status.quarantined,
+            verified=status.verified,
         )
 
     async def _look_at_ledger(self, target: Database) -> None:

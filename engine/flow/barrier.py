@@ -17,9 +17,14 @@ from engine.model import Side
 Waited = Mapping[str, tuple[str, ...]]
 
 
-async def freeze(connections: Mapping[Side, Connection]) -> str | None:
-    """Everybody in a transaction now, on each of the given databases, as text for the ledger; None when nobody is."""
-    running = {side.value: sorted(await running_transactions(c)) for side, c in connections.items()}
+async def freeze(connections: Mapping[Side, Connection], *, only_writers: bool = False) -> str | None:
+    """Everybody in a transaction now, on each of the given databases, as text for the ledger; None when nobody is.
+
+    ``only_writers``: those that have written something already.
+    """
+    running = {
+        side.value: sorted(await running_transactions(c, only_writers=only_writers)) for side, c in connections.items()
+    }
     return json.dumps(running) if any(running.values()) else None
 
 

@@ -10,13 +10,13 @@ from engine.db import Connection
 from engine.db.fingerprint import differences as schema_differences
 from engine.db.fingerprint import fingerprint
 from engine.errors import LedgerDamaged, SchemaDrift, SpecChanged
-from engine.flow import barrier
+from engine.flow import barrier, dual_write, phases
 from engine.flow.answer import answer
 from engine.flow.prepare import Prepared
-from engine.flow.shared import Sides
+from engine.flow.shared import Sides, of_side
 from engine.ledger.records import JobRecord, SpanRecord
 from engine.ledger.store import Ledger
-from engine.model import Key, KeyValue, Mode, Phase, Side, SpanBounds, Table
+from engine.model import JobState, Key, KeyValue, Mode, Phase, Side, SpanBounds, Table
 from engine.plan.keyspace import KeySpace
 from engine.plan.questions import LastKey, Steps
 from engine.spec import differences
@@ -34,11 +34,6 @@ class Opened:
     resumed: bool
 
 
-def source_of(sides: Sides) -> Connection:
-    """The connection to the source."""
-    return sides.get(Side.SOURCE, sides[Side.TARGET])
-
-
 async def open_job(ledger: Ledger, prepared: Prepared, sides: Sides) -> Opened:
     """Create the job, or find it and check it.  Raises ``SpecChanged``, ``SchemaDrift``, ``LedgerDamaged``."""
     spec = prepared.spec
@@ -46,6 +41,8 @@ async def open_job(ledger: Ledger, prepared: Prepared, sides: Sides) -> Opened:
     resumed = found is not None
     if found is None:
         print_now = await take_fingerprint(prepared, sides)
+        # Before anybody is noted down who has to end: what our triggers did not see then, ends before the first chunk.
+        triggers = await dual_write.look(of_side(sides, Side.SOURCE), prepared)
         created = await ledger.create(
             name=spec.name,
             mode=prepared.mode,
@@ -60,13 +57,16 @@ async def open_job(ledger: Ledger, prepared: Prepared, sides: Sides) -> Opened:
             barrier_snapshot=await barrier.freeze(sides),
             spans=prepared.plan.spans,
             heap_bytes=prepared.source_table.heap_bytes if prepared.mode is Mode.UPDATE else None,
+            dual_write=triggers.evidence if triggers.intact else None,
+            target_mark=sides[Side.TARGET].server.mark,
         )
         resumed = not created
         found = await ledger.job(spec.name)
     check_identity(found, prepared)
     if found.state.is_final:
         return Opened(found, resumed)
-    await check_schema(ledger, found, prepared, sides)
+    if found.phase is None or found.phase.state is not JobState.VERIFYING:
+        await check_schema(ledger, found, prepared, sides)
     await check_spans(ledger, found, prepared, sides)
     await ledger.apply_settings(found.id, spec.for_ledger())
     return Opened(await ledger.job(spec.name), resumed)
@@ -86,7 +86,7 @@ def check_identity(job: JobRecord, prepared: Prepared) -> None:
 
 async def take_fingerprint(prepared: Prepared, sides: Sides) -> dict[str, Any]:
     """The schema of both tables as far as the job depends on it."""
-    source = await _fingerprint(source_of(sides), prepared.source_table)
+    source = await _fingerprint(of_side(sides, Side.SOURCE), prepared.source_table)
     # The source may be rewritten (VACUUM FULL, CLUSTER) without harm; a target whose file changed was emptied or
     # rewritten, and lost rows of ours perhaps.
     source.pop("relfilenodes")
@@ -133,6 +133,22 @@ async def check_schema(ledger: Ledger, job: JobRecord, prepared: Prepared, sides
     )
 
 
+def check_unchanged(before: dict[str, Any], now: dict[str, Any], prepared: Prepared) -> None:
+    """Stop a verification under which a table changed: what it compares by was read at its beginning.  It does not mind
+    what else has changed since the job was planned (rewritten files, new triggers): the gate does.
+    """
+    changed: list[str] = []
+    for side, table in (("source", prepared.source_table), ("target", prepared.written_table)):
+        if side in before:
+            differing = schema_differences(before[side], now[side], sections=("table", "columns", "collations"))
+            changed += [f"{table.name}: {what}" for what in differing]
+    if changed:
+        raise SchemaDrift(
+            "the schema changed during the verification: " + "; ".join(changed),
+            hint="backfill resume goes on with the tables as they are",
+        )
+
+
 # -- spans ----------------------------------------------------------------------------------------------------------
 
 
@@ -148,7 +164,12 @@ async def check_spans(ledger: Ledger, job: JobRecord, prepared: Prepared, sides:
             await _check_spans(ledger, job, prepared, sides)
         except LedgerDamaged:
             again = await ledger.job(job.name)
-            if (again.phase, again.move_end, again.sweep_end) == (job.phase, job.move_end, job.sweep_end):
+            if (again.phase, again.move_end, again.ends, again.barrier_snapshot) == (
+                job.phase,
+                job.move_end,
+                job.ends,
+                job.barrier_snapshot,
+            ):
                 raise
             job = again
         else:
@@ -158,16 +179,16 @@ async def check_spans(ledger: Ledger, job: JobRecord, prepared: Prepared, sides:
 async def _check_spans(ledger: Ledger, job: JobRecord, prepared: Prepared, sides: Sides) -> None:
     if list(job.key_types) != [c.type_name for c in prepared.key.columns]:
         raise _damaged("its key has other types than the table's")
-    for phase, connection, key in (
-        (Phase.MOVE, source_of(sides), prepared.key),
-        (Phase.SWEEP, sides[Side.TARGET], prepared.sweep_key),
-    ):
+    for phase in dict.fromkeys((Phase.MOVE, Phase.SWEEP, job.phase or Phase.MOVE)):
+        if phase is job.phase and job.barrier_snapshot is not None and phase is not Phase.MOVE:
+            continue  # its spans are planned when its barrier has passed
         spans = await ledger.spans(job.id, phase)
         end = job.end_of(phase)
         if (end is None) != (not spans):
             raise _damaged(f"its spans of the phase {phase} are gone" if end else f"spans of {phase} come from nowhere")
-        if spans and key is not None:
-            await _check_tiling(spans, connection, key)
+        if spans:
+            through = phases.paged(prepared, job, phase)
+            await _check_tiling(spans, of_side(sides, through.side), through.key)
             if _chained(spans)[-1].hi != end:
                 raise _damaged(f"its last span of the phase {phase} is gone")
 
@@ -225,14 +246,11 @@ def _damaged(what: str) -> LedgerDamaged:
 async def key_space(ledger: Ledger, job: JobRecord, prepared: Prepared, phase: Phase) -> KeySpace:
     """The key space that the phase's spans describe.  The plan just made is better where it covers the same spans."""
     spans = await ledger.spans(job.id, phase)
-    if not spans:
+    if not spans or (phase is Phase.MOVE and prepared.plan.spans):
         return prepared.plan.space
-    if phase is Phase.MOVE and prepared.plan.spans:
-        return prepared.plan.space
-    key = prepared.key if phase is Phase.MOVE else prepared.sweep_key
-    assert key is not None
     bounds = [SpanBounds(s.lo, s.hi, s.rows_estimated) for s in _chained(spans)]
-    return KeySpace.from_spans(key, bounds, first=prepared.plan.first if phase is Phase.MOVE else None)
+    first = prepared.plan.first if phase in (Phase.MOVE, Phase.VERIFY) else None
+    return KeySpace.from_spans(phases.paged(prepared, job, phase).key, bounds, first=first)
 
 
 async def rows_behind(

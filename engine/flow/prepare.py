@@ -16,29 +16,33 @@ from engine.db import Connection, Database
 from engine.db.failures import classify
 from engine.db.inspect import inspect_table
 from engine.errors import PreflightRefused, UsageError
+from engine.flow import dual_write
 from engine.flow.answer import answer
 from engine.model import Column, ConflictPolicy, Deletes, Finding, Index, Key, KeyColumn, Mode, Side, Table
 from engine.plan.keyspace import kind_of
 from engine.plan.preflight import (
     ColumnMap,
+    DualWriteFacts,
     ExpressionFacts,
     PacingFacts,
     PlanCheck,
     PreflightFacts,
     ServerPacing,
+    ServerState,
     choose_arbiter,
     choose_key,
     map_columns,
     preflight,
     ranges_agree,
     refusals,
+    unrepeatable,
 )
 from engine.plan.spans import SpanPlan, plan_spans
 from engine.spec import Dsn, JobSpec
 from engine.sql import ExpressionError, ident, qualified, read_expression
 from engine.sql.predicates import parameter, within
 from engine.sql.statements import MappedColumn, SourceShape, TargetShape
-from engine.watch.rights import look_at_rights
+from engine.watch.rights import look_at_rights, look_at_server
 
 DEFAULT_DSN_VARIABLE: Final = "BACKFILL_DSN"
 SMALL_TABLE_ROWS: Final = 50_000
@@ -75,6 +79,7 @@ class Inspection:
     findings: tuple[Finding, ...]
     identity: dict[str, Any]
     arbiters: frozenset[str]
+    unrepeatable: frozenset[str]
 
     def prepared(self) -> Prepared:
         """The job as it can be run.  Raises ``PreflightRefused`` with every refusal."""
@@ -106,6 +111,12 @@ class Prepared:
     plan: SpanPlan
     identity: dict[str, Any]
     findings: tuple[Finding, ...]
+    unrepeatable: frozenset[str]  # written columns whose expression would give something else if computed again
+
+    @property
+    def not_compared(self) -> tuple[str, ...]:
+        """Columns of the target that no verification can compare."""
+        return tuple(sorted(self.unrepeatable)) if self.target is not None else ()
 
     @property
     def key(self) -> Key:
@@ -202,8 +213,11 @@ async def _inspect(spec: JobSpec, endpoints: Endpoints, there: Connection, here:
     columns = map_columns(spec, source, target) if target is not None else None
     places = columns.key_columns(key, target) if columns and key and target else None
     arbiter = choose_arbiter([c.name for c in places], target) if places and target else None
-    plan = await answer(plan_spans(key, workers=spec.workers), there, source.name, key) if key else None
+    plan = None
+    if key and _may_read(source):
+        plan = await answer(plan_spans(key, workers=spec.workers), there, source.name, key)
     checks = await _check_plans(there, source, key, plan) if key and plan else ()
+    pacing, states = await _look_at_servers(spec, endpoints, there, here, plan, target or source)
     facts = PreflightFacts(
         spec=spec,
         mode=mode,
@@ -211,10 +225,12 @@ async def _inspect(spec: JobSpec, endpoints: Endpoints, there: Connection, here:
         source_server=there.server,
         target=target,
         target_server=here.server,
-        expressions=await _read_expressions(spec, there, source),
+        expressions=await _read_expressions(spec, there, source) if _may_read(source) else (),
         plans=checks,
         target_has_rows=await _has_rows(here, target) if target else None,
-        pacing=await _look_at_pacing(spec, endpoints, there, here, plan, target or source),
+        pacing=pacing,
+        rows=plan.rows if plan else None,
+        states=states,
     )
     identity = spec.meaning() | {
         "source": str(source.name),
@@ -227,7 +243,7 @@ async def _inspect(spec: JobSpec, endpoints: Endpoints, there: Connection, here:
         "target_database": here.server.database,
         "target_oid": target.oid if target else None,
     }
-    return Inspection(
+    seen = Inspection(
         spec=spec,
         mode=mode,
         endpoints=endpoints,
@@ -241,7 +257,20 @@ async def _inspect(spec: JobSpec, endpoints: Endpoints, there: Connection, here:
         findings=preflight(facts),
         identity=identity,
         arbiters=await _index_names(here, arbiter),
+        unrepeatable=unrepeatable(facts.expressions, set(spec.set), source),
     )
+    triggers = await _look_at_dual_write(seen, facts, there)
+    return seen if triggers is None else replace(seen, findings=preflight(replace(facts, dual_write=triggers)))
+
+
+async def _look_at_dual_write(seen: Inspection, facts: PreflightFacts, there: Connection) -> DualWriteFacts | None:
+    """Our own triggers on the source; None where they cannot be, or the job is not clear enough to say what they do."""
+    places = seen.columns.key_columns(seen.key, seen.target) if seen.columns and seen.key and seen.target else None
+    is_clear = seen.target is None or (seen.arbiter is not None and places is not None)
+    if seen.key is None or seen.plan is None or not is_clear or any(e.error for e in facts.expressions):
+        return None
+    found = await dual_write.look(there, _prepared(seen, seen.key, seen.plan))
+    return DualWriteFacts(installed=found.installed, intact=found.intact, problems=found.problems)
 
 
 async def _inspect_target(spec: JobSpec, here: Connection) -> Table | None:
@@ -254,19 +283,25 @@ async def _inspect_target(spec: JobSpec, here: Connection) -> Table | None:
         return None
 
 
+def _may_read(table: Table) -> bool:
+    """Whether a query of the table would be answered; preflight says what is in the way."""
+    return table.schema_usage and "SELECT" in table.privileges and not table.row_security
+
+
 async def _has_rows(connection: Connection, table: Table) -> bool | None:
-    if table.kind not in ("r", "p") or "SELECT" not in table.privileges:
+    if table.kind not in ("r", "p") or not _may_read(table):
         return None
     return bool(await connection.fetchval(f"SELECT EXISTS (SELECT FROM {qualified(table.name)})"))
 
 
-async def _look_at_pacing(
+async def _look_at_servers(
     spec: JobSpec, endpoints: Endpoints, there: Connection, here: Connection, plan: SpanPlan | None, written: Table
-) -> PacingFacts:
-    """What signals, windows and VACUUM will meet.  Signals are watched as the role that logs in, VACUUM runs as the
-    one that moves rows.
+) -> tuple[PacingFacts, dict[Side, ServerState]]:
+    """What signals, windows and VACUUM will meet, and what there is room for.  Signals are watched as the role that logs
+    in, VACUUM runs as the one that moves rows.
     """
     servers: dict[Side, ServerPacing] = {}
+    states: dict[Side, ServerState] = {}
     for side, database, worker in ((Side.SOURCE, endpoints.source, there), (Side.TARGET, endpoints.target, here)):
         if side is Side.TARGET and endpoints.is_one:
             continue
@@ -275,10 +310,14 @@ async def _look_at_pacing(
             seen = await look_at_rights(watcher, written.name)
             if spec.role is not None:
                 seen = replace(seen, can_vacuum=(await look_at_rights(worker, written.name)).can_vacuum)
+            is_written = side is Side.TARGET or endpoints.is_one
+            stages = is_written and not endpoints.is_one
+            states[side] = await look_at_server(watcher, worker, is_written=is_written, stages=stages)
         finally:
             await watcher.close()
         servers[side] = seen
-    return PacingFacts(servers=servers, now=datetime.now(UTC), rows=plan.rows if plan is not None else None)
+    rows = plan.rows if plan is not None else None
+    return PacingFacts(servers=servers, now=datetime.now(UTC), rows=rows), states
 
 
 async def _index_names(connection: Connection, index: Index | None) -> frozenset[str]:
@@ -447,6 +486,7 @@ def _prepared(seen: Inspection, key: Key, plan: SpanPlan) -> Prepared:
         plan=plan,
         identity=seen.identity,
         findings=seen.findings,
+        unrepeatable=seen.unrepeatable,
     )
 
 

@@ -24,6 +24,8 @@ class RunResult:
     resumed: bool
     drained: bool  # this process was asked to stop; the job may be running elsewhere
     error: BackfillError | None = None
+    quarantined: int = 0
+    verified: bool | None = None  # None: no verification has come to an end
 
     @property
     def rows_per_s(self) -> float:

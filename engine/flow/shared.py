@@ -27,8 +27,18 @@ TRUST: Final = 0.6
 """Share of the lease for which its holder believes in it after the last renewal it *sent*: it stops itself first."""
 
 
+SETTLE_S: Final = 1.0
+"""Between two looks of a verification at a row, unless the person who verifies says otherwise: longer than an
+application needs from its commit on one side to the one on the other."""
+
+
 Sides = dict[Side, Connection]
 """The sessions to ask: both sides, or only the target's where both are one database."""
+
+
+def of_side(sides: Sides, side: Side) -> Connection:
+    """The session of that side; the only one, where both are one database."""
+    return sides.get(side, sides[Side.TARGET])
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +112,8 @@ class Shared:
     target: TargetShape | None  # to be asked ahead about each chunk's range, where that is worth it
     check_schema: Callable[[Sides], Awaitable[None]]  # raises SchemaDrift when a table changed under the job
     end_backends: Callable[[tuple[Backend, ...]], Awaitable[None]]  # of a former holder
+    max_quarantined: int = 0  # rows of the job that may be set aside
+    arbiters: frozenset[str] = frozenset()  # indexes whose violation is the conflict policy's business, not a row's fault
     stop: Stop = field(default_factory=Stop)
     released: asyncio.Event = field(default_factory=asyncio.Event)  # a span was let go of: look for work again
     active: int = 1 << 16  # workers of this process that may be at work: those numbered up to it; the others are parked

@@ -2,9 +2,11 @@
 
 ::
 
-    planned ── barrier passed ──▶ running/move ── all spans moved ──▶ (barrier) running/sweep ──▶ done
-       ▲                            │    ▲
-       └──────── resume ──── paused ◀────┘        failed, cancelled: nobody works any more
+    planned ── barrier passed ──▶ running ── moved and swept ──▶ verifying (if asked for) ──▶ done
+                                   │    ▲                         │    ▲
+                                  paused: only resume goes on     paused        failed, cancelled: nobody works
+
+``running`` and ``verifying`` go through phases (``flow.phases``), each with a barrier before it and spans of its own.
 
 Beside the workers run three small loops on the control connection: one renews the leases, one follows the job's state
 (told by NOTIFY, else by polling) and tells the ledger how the workers are doing, one paces (``flow.pacer``).  None of
@@ -18,8 +20,8 @@ import math
 import os
 import random
 import socket
-from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from aiolimiter import AsyncLimiter
@@ -29,33 +31,31 @@ from engine.crashpoint import crashpoint
 from engine.db.failures import classify
 from engine.errors import BackfillError, CannotConnect, HeldByOperator, Stopped
 from engine.events import Draining, Emit, JobOpened, PhaseChanged, StateChanged, Waiting
-from engine.flow import barrier, opening
-from engine.flow.answer import answer
+from engine.flow import barrier, opening, phases
 from engine.flow.bounds import Prober
 from engine.flow.control import DATABASE_IS_AWAY, TRY_AGAIN, Control, as_stop
 from engine.flow.movers.build import build_mover
 from engine.flow.pacer import MakeLaw, Pacer
 from engine.flow.prepare import Prepared
 from engine.flow.result import RunResult
-from engine.flow.shared import Leases, Shared, Sides, Stop
+from engine.flow.shared import SETTLE_S, Leases, Shared, Sides, Stop
 from engine.flow.worker import Worker
 from engine.ledger.records import JobRecord, JobStatus
 from engine.ledger.store import Ledger
-from engine.model import JobState, Phase, Side, SpanBounds
+from engine.model import JobState, Phase, Side, Verify
 from engine.pace.bucket import TokenBucket
 from engine.pace.controller import Controller
 from engine.pace.law import Decision
-from engine.plan.spans import plan_spans
 from engine.spec.models import MAX_WORKERS, ChunkLimits
 
 FOLLOW_S: Final = 1.0
 """Between two looks at the job's state when nobody notifies: an order reaches every worker within twice this."""
 
-SWEEP_START_ROWS: Final = 20_000
-"""A sweep only looks, at some millions of rows a second."""
+START_ROWS: Final = {Phase.SWEEP: 20_000, Phase.VERIFY: 20_000, Phase.EXTRA: 20_000}
+"""Of the phases that only look, at some millions of rows a second."""
 
-SWEEP_SPANS_PER_WORKER: Final = 4
-"""Few, for the same reason; the last ones are shared out by stealing."""
+MOST_SUSPECTS: Final = 500
+"""Rows that are looked at one by one, and written perhaps, in one transaction."""
 
 SCHEMA_NEWS_S: Final = 1.5
 BARRIER_POLL_S: Final = 0.5
@@ -117,6 +117,7 @@ class Supervisor:
         self._waiting = ""
         self._schema_turn = asyncio.Lock()
         self._schema_checked_at = -math.inf
+        self._seen_schema: dict[str, Any] | None = None  # when this process began to verify
         self._looks = AsyncLimiter(5, 1)  # a storm of notifications must not become a storm of queries
         self._status: JobStatus | None = None
 
@@ -324,18 +325,22 @@ class Supervisor:
             if not await self._barrier_has_passed(job):
                 await self._pacer.rest()
                 return
-            await self._control.ledger.passed_barrier(job.id)
+            await self._open_phase(job, phase)
+            return
         self._say("")
+        self._job = job
+        if await self._control.ledger.unfinished(job.id, phase) == 0:
+            await self._end_phase(job, phase)
+            return
         shared = await self._share(job, phase)
         self._shared = shared
-        self._job = job
-        probers = self._probers(shared)
-        start_rows = SWEEP_START_ROWS if phase is Phase.SWEEP else None
+        probers = self._probers(shared, phases.paged(self._prepared, job, phase).side)
+        start_rows = START_ROWS.get(phase)
         self._workers = [
             Worker(
                 n + 1,
                 shared,
-                build_mover(self._prepared, job.id, phase, f"w{n + 1}", self._clock),
+                build_mover(self._prepared, job, phase, f"w{n + 1}", self._clock),
                 probers[n // WORKERS_PER_PROBER],
                 start_rows=start_rows,
             )
@@ -381,10 +386,7 @@ class Supervisor:
     async def _share(self, job: JobRecord, phase: Phase) -> Shared:
         prepared = self._prepared
         ledger = self._control.ledger
-        sweeping = phase is Phase.SWEEP
-        key = prepared.sweep_key if sweeping else prepared.key
-        table = prepared.written_table.name if sweeping else prepared.source.table
-        assert key is not None
+        through = phases.paged(prepared, job, phase)
         stop = Stop()
         if self._drain.is_set:
             stop.set(self._drain.reason)
@@ -392,11 +394,11 @@ class Supervisor:
             job=job.name,
             job_id=job.id,
             phase=phase,
-            table=table,
-            key=key,
+            table=through.table,
+            key=through.key,
             space=await opening.key_space(ledger, job, prepared, phase),
             bucket=self._bucket,
-            limits=self._chunk_limits(job),
+            limits=self._chunk_limits(job, phase),
             leases=self._leases,
             clock=self._clock,
             rng=self._rng,
@@ -407,19 +409,22 @@ class Supervisor:
             stop=stop,
         )
 
-    def _chunk_limits(self, job: JobRecord) -> ChunkLimits:
+    def _chunk_limits(self, job: JobRecord, phase: Phase) -> ChunkLimits:
         """The spec's; where a table must not grow much, chunks are small against what it may grow by."""
         spec = self._prepared.spec
-        if spec.bloat.max_growth is None:
+        if phase in (Phase.CONFIRM, Phase.RECHECK):
+            most = min(MOST_SUSPECTS, spec.chunk.max_rows)
+            return spec.chunk.model_copy(update={"min_rows": min(most, spec.chunk.min_rows), "max_rows": most})
+        if spec.bloat.max_growth is None or phase.state is not JobState.RUNNING:
             return spec.chunk
         room_rows = int(job.rows_estimated * spec.bloat.max_growth * CHUNK_OF_GROWTH / max(1, self._workers_wanted))
         most = max(spec.chunk.min_rows, min(spec.chunk.max_rows, room_rows))
         return spec.chunk.model_copy(update={"max_rows": most})
 
-    def _probers(self, shared: Shared) -> list[Prober]:
+    def _probers(self, shared: Shared, side: Side) -> list[Prober]:
         """Enough index walkers that workers do not queue for them."""
         endpoints = self._prepared.endpoints
-        database = endpoints.target if shared.phase is Phase.SWEEP else endpoints.source
+        database = endpoints.target if side is Side.TARGET else endpoints.source
         count = -(-self._workers_wanted // WORKERS_PER_PROBER)
         return [Prober(database, shared.table, shared.key, self._clock) for _ in range(count)]
 
@@ -429,7 +434,12 @@ class Supervisor:
         async with self._schema_turn:
             if self._clock.now() - self._schema_checked_at < SCHEMA_NEWS_S:
                 return  # workers that claim at the same moment share one look
-            await opening.check_schema(Ledger(sides[Side.TARGET]), self._job, self._prepared, sides)
+            if self._job.state is JobState.VERIFYING:
+                now = await opening.take_fingerprint(self._prepared, sides)
+                self._seen_schema = self._seen_schema or now
+                opening.check_unchanged(self._seen_schema, now, self._prepared)
+            else:
+                await opening.check_schema(Ledger(sides[Side.TARGET]), self._job, self._prepared, sides)
             self._schema_checked_at = self._clock.now()
 
     async def _end_phase(self, job: JobRecord, phase: Phase) -> None:
@@ -438,25 +448,48 @@ class Supervisor:
         self._schema_checked_at = -math.inf
         await self._check_schema(self._control.sides)
         await opening.check_spans(ledger, await ledger.job(job.name), self._prepared, self._control.sides)
-        if phase is Phase.MOVE and self._prepared.sweeps:
+        after = await phases.following(self._prepared, ledger, job, phase)
+        if after is not None:
             crashpoint("phase.before")
-            spans = await self._plan_sweep()
             # Taken after the last chunk committed: whoever may not have seen it is among these.
-            frozen = await barrier.freeze(self._control.sides)
-            if await ledger.change_phase(job.id, Phase.MOVE, Phase.SWEEP, spans, frozen):
+            frozen = await phases.freeze(after, self._control.sides)
+            if await ledger.change_phase(job.id, phase, after, frozen):
                 crashpoint("phase.after")
-                self._emit(PhaseChanged(job=job.name, phase=Phase.SWEEP))
+                self._emit(PhaseChanged(job=job.name, phase=after))
             return
         crashpoint("finish.before")
-        if await ledger.finish(job.id, phase):
+        if phase.state is JobState.VERIFYING:
+            finished = await ledger.finish_verification(job.id, job.name, phase)
+        elif self._prepared.spec.verify is Verify.AFTER:
+            finished = await ledger.begin_own_verification(
+                job.id,
+                phase,
+                settle_s=SETTLE_S,
+                not_compared=self._prepared.not_compared,
+                target_mark=self._control.sides[Side.TARGET].server.mark,
+            )
+        else:
+            finished = await ledger.finish(job.id, phase)
+        if finished:
             crashpoint("finish.after")
 
-    async def _plan_sweep(self) -> tuple[SpanBounds, ...]:
-        key = self._prepared.sweep_key
-        assert key is not None
-        steps = plan_spans(key, spans=SWEEP_SPANS_PER_WORKER * max(1, self._workers_wanted))
-        async with self._control.data_session(Side.TARGET) as session:
-            return (await answer(steps, session, self._prepared.written_table.name, key)).spans
+    async def _open_phase(self, job: JobRecord, phase: Phase) -> None:
+        """The barrier has passed: plan the phase's spans, unless another process was faster."""
+        async with self._planning_sides() as sides:
+            planned = await phases.plan(
+                self._prepared, self._control.ledger, job, phase, sides, workers=self._workers_wanted
+            )
+        await self._control.ledger.open_phase(job.id, phase, planned.spans, sweep_by=planned.sweep_by)
+
+    @asynccontextmanager
+    async def _planning_sides(self) -> AsyncIterator[Sides]:
+        """Sessions with the rights of the role that moves rows."""
+        async with self._control.data_session(Side.TARGET) as target:
+            if self._prepared.endpoints.is_one:
+                yield {Side.TARGET: target}
+                return
+            async with self._control.data_session(Side.SOURCE) as source:
+                yield {Side.SOURCE: source, Side.TARGET: target}
 
     async def _record_failure(self, job: JobRecord, error: BackfillError) -> None:
         """A guard of the job's stops it for everybody; a server that only this process cannot reach does not."""
@@ -518,7 +551,7 @@ class Supervisor:
             try:
                 async with self._looks:
                     job = self._job = await self._control.ledger.job(shared.job)
-                if job.state is not JobState.RUNNING or job.phase is not phase:
+                if not job.state.is_at_work or job.phase is not phase:
                     shared.stop.set(job.state.value)
                 await self._beat(shared)
                 await self._refresh_status()
@@ -559,6 +592,8 @@ class Supervisor:
             resumed=resumed,
             drained=self._drain.is_set,
             error=error,
+            quarantined=status.quarantined,
+            verified=status.verified,
         )
 
     async def _close(self) -> None:

@@ -8,6 +8,7 @@ can go wrong arrives here as an exception of the mover, with nothing written or 
 * retry, split, wait: rolled back.  Back off, cut smaller, and try again.
 * the connection is gone: the outcome is unknown.  Connect, **claim the span again with the next epoch, and only then
   read the cursor**: until the epoch has moved, the lost connection's COMMIT may still be on its way.
+* a row is to blame, and rows may be set aside: the row is looked for (``flow.halving``).
 * anything else is no accident and stops the job.
 """
 
@@ -28,6 +29,7 @@ from engine.errors import CannotConnect, Stopped
 from engine.events import ChunkCommitted, ChunkRetried, LeaseLost, SpanClaimed, SpanReleased
 from engine.flow.bounds import Bound, Bounds, Prober
 from engine.flow.control import DATABASE_IS_AWAY, as_stop
+from engine.flow.halving import BadRows
 from engine.flow.movers import Mover
 from engine.flow.shared import Shared, Sides
 from engine.flow.steal import steal
@@ -85,6 +87,8 @@ class Worker:
         self._mover = mover
         self._prober = prober
         self._bounds = Bounds(prober, shared.space, shared.key, shared.target)
+        self._bad_rows = BadRows(shared, prober)
+        self._attempt: tuple[Bound, float] | None = None  # what the mover was given, and when, while it has it
         limits = shared.limits
         self.sizer = ChunkSizer(
             target_s=limits.target_s,
@@ -242,6 +246,7 @@ class Worker:
         """Move the span to its end, or until asked to stop."""
         shared = self._shared
         await self._bounds.begin(span.cursor, span.hi)
+        self._bad_rows.forget()
         while not (span.is_finished or shared.stop.is_set or self._is_parked):
             try:
                 if not await self._connect():
@@ -259,12 +264,10 @@ class Worker:
     async def _chunk(self, span: Span) -> Span:
         """One chunk: bound, admission, move, observation.  Returns the span as it stands afterwards."""
         shared = self._shared
+        if not self._bad_rows.is_settled:
+            return await self._settle(span)
         began = shared.clock.now()
-        crashpoint("boundary.before")
-        rows = self._wanted_rows(span)
-        bound = await self._bounds.next(span.cursor, span.hi, rows)
-        crashpoint("boundary.after")
-        self._bounds.look_ahead(bound.to, span.hi, rows)
+        bound, is_piece = await self._cut(span)
         admission = shared.bucket.try_acquire(bound.scanned) or await self._admission(bound.scanned)
         if admission is None:
             return span
@@ -275,14 +278,40 @@ class Worker:
                 await self._bounds.begin(span.cursor, span.hi)
                 return span  # cut before somebody came: what was right then is too much now
             shared.in_flight[span.id] = bound.scanned
+            self._attempt = bound, shared.clock.now()
             observation = await self._mover.move(span, bound)
+            self._attempt = None
             admission.settle(observation.scanned)
         finally:
             shared.in_flight.pop(span.id, None)
             admission.settle(0)  # a refund, unless it was settled
         busy_s = shared.clock.now() - began - admission.waited_s
-        self._learn(span, bound, observation, admission.waited_s, busy_s)
+        self._learn(span, bound, observation, admission.waited_s, 0.0 if is_piece else busy_s)
         return replace(span, cursor=bound.to, rows=span.rows + observation.rows)
+
+    async def _cut(self, span: Span) -> tuple[Bound, bool]:
+        """The next chunk's bound; True when it is a piece of a chunk that failed, which tells nothing about speed."""
+        rows = self._wanted_rows(span)
+        crashpoint("boundary.before")
+        piece = await self._bad_rows.piece(span, rows)
+        bound = piece or await self._bounds.next(span.cursor, span.hi, rows)
+        crashpoint("boundary.after")
+        if piece is None:
+            self._bounds.look_ahead(bound.to, span.hi, rows)
+        return bound, piece is not None
+
+    async def _settle(self, span: Span) -> Span:
+        """A row has failed alone: set it aside, and go on behind it."""
+        try:
+            key = await self._bad_rows.settle(span, self._ledger, self.name, self.sizer.rows)
+        except Stopped as error:
+            self._shared.fail(error)
+            return span
+        if key is None:
+            return span
+        self._failing_since = None
+        self._delay_s = FIRST_DELAY_S
+        return replace(span, cursor=key)
 
     def _wanted_rows(self, span: Span) -> int:
         """What the sizer asks for, with two exceptions.  Under a low limit no more than a second of it, or the smallest
@@ -296,7 +325,7 @@ class Worker:
             share = int(self._shared.space.rows_between(span.cursor, span.hi) * SCARCE_SHARE)
             # Below the floor it is the end, or the estimate is blind to this key: neither wants smaller chunks.
             rows = min(rows, share) if share > SCARCE_FLOOR_ROWS else rows
-        return max(1, rows)
+        return max(1, self._bad_rows.limit(rows))
 
     async def _admission(self, cost: int) -> Admission | None:
         """Wait for the bucket, but not longer than until asked to stop (None)."""
@@ -325,6 +354,7 @@ class Worker:
         self._delay_s = FIRST_DELAY_S
         self.sizer.observe(observation)
         self._bounds.moved(bound, observation.rows)
+        self._bad_rows.moved(bound, observation.scanned, self.sizer.rows)
         self._rows_since += observation.scanned
         self.rows += observation.rows
         shared.emit(
@@ -399,21 +429,45 @@ class Worker:
         """What to do about a chunk that failed; returns the span to go on with, or raises ``_Lost``."""
         failure = classify(error)
         shared = self._shared
+        attempt, self._attempt = self._attempt, None
         if failure.action is Action.FENCED:
             return await self._reread(span)
-        if failure.action in (Action.STOP, Action.CONFLICT):
-            shared.fail(as_stop(error))
-            return span
-        await self._bounds.forget()
-        if failure.lost or failure.action in DATABASE_IS_AWAY:
+        is_away = failure.lost or failure.action in DATABASE_IS_AWAY
+        if is_away:
             self._connected = False
-        elif failure.action is Action.SPLIT and self.sizer.rows <= 1:
-            shared.fail(as_stop(error))
+        await self._bounds.forget()
+        if attempt is not None and self._blames_a_row(span, attempt, failure):
             return span
-        elif failure.action is Action.SPLIT or self.sizer.rows > shared.limits.min_rows:
+        is_split = failure.action is Action.SPLIT and not is_away
+        too_small = self.sizer.rows <= 1 and not self._bad_rows.has_room_for(failure)
+        if failure.action in (Action.STOP, Action.CONFLICT) or (is_split and too_small):
+            shared.fail((self._bad_rows.as_stop(failure) if attempt is not None else None) or as_stop(error))
+            return span
+        if is_split or (not is_away and self.sizer.rows > shared.limits.min_rows):
             self.sizer.failed()
         await self._back_off(failure, span.id)
         return await self._ask_whose_order(span) if failure.action is Action.PAUSE else span
+
+    def _blames_a_row(self, span: Span, attempt: tuple[Bound, float], failure: Failure) -> bool:
+        """True when the chunk's failure was a row's fault, which is then looked for, without waiting."""
+        bound, began = attempt
+        if not self._bad_rows.blame(span, bound, failure, self._shared.clock.now() - began):
+            return False
+        self.retries += 1
+        self._tell_retry(span.id, failure.sqlstate, Action.SPLIT, 0.0)
+        return True
+
+    def _tell_retry(self, span_id: int, sqlstate: str, action: Action, delay_s: float) -> None:
+        self._shared.emit(
+            ChunkRetried(
+                job=self._shared.job,
+                worker=self.name,
+                span=span_id,
+                sqlstate=sqlstate,
+                action=action.value,
+                delay_s=delay_s,
+            )
+        )
 
     async def _reread(self, span: Span) -> Span:
         """The fence refused a chunk.  A thief may have lowered the upper bound; anything else means that it is lost."""
@@ -484,16 +538,7 @@ class Worker:
         self.retries += 1
         delay_s = jittered(self._delay_s, shared.rng)
         self._delay_s = min(self._delay_s * 2, LONGEST_DELAY_S)
-        shared.emit(
-            ChunkRetried(
-                job=shared.job,
-                worker=self.name,
-                span=span_id,
-                sqlstate=failure.sqlstate,
-                action=failure.action.value,
-                delay_s=delay_s,
-            )
-        )
+        self._tell_retry(span_id, failure.sqlstate, failure.action, delay_s)
         self.waiting = f"retry after {failure.sqlstate or 'a lost connection'}"
         began = now
         await shared.stop.pause(shared.clock, delay_s)

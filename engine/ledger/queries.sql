@@ -17,19 +17,23 @@ SELECT max(version) FROM backfill.version;
 SELECT id, name, mode, state, phase, source, target, identity, spec, fingerprint, key_types, rows_estimated,
        barrier_snapshot, waits_for, limit_rows_per_s, error_code, error_message, error_hint, resumable, reason,
        refreeze, started_at, move_end, sweep_end,
-       coalesce(to_jsonb(j) -> 'pace', '{}') AS pace, (to_jsonb(j) ->> 'heap_bytes')::bigint AS heap_bytes
+       coalesce(to_jsonb(j) -> 'pace', '{}') AS pace, (to_jsonb(j) ->> 'heap_bytes')::bigint AS heap_bytes,
+       coalesce(to_jsonb(j) -> 'ends', '{}') AS ends, to_jsonb(j) -> 'dual_write' AS dual_write,
+       to_jsonb(j) ->> 'sweep_by' AS sweep_by, to_jsonb(j) -> 'target_mark' AS target_mark,
+       (to_jsonb(j) ->> 'moved_at')::timestamptz AS moved_at,
+       (to_jsonb(j) ->> 'verification_id')::bigint AS verification_id
   FROM backfill.job j
  WHERE name = $1;
 
 -- name: job_names
 -- Jobs that somebody could work on, oldest first.
-SELECT name FROM backfill.job WHERE state IN ('planned', 'running') ORDER BY id;
+SELECT name FROM backfill.job WHERE state IN ('planned', 'running', 'verifying') ORDER BY id;
 
 -- name: create_job
 -- A new job, planned, with its frozen identity, plan and fingerprint.
 INSERT INTO backfill.job (name, mode, source, target, identity, spec, fingerprint, key_types, rows_estimated,
-                          barrier_snapshot, move_end, heap_bytes)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                          barrier_snapshot, move_end, heap_bytes, dual_write, target_mark)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 RETURNING id;
 
 -- name: create_spans
@@ -44,7 +48,7 @@ SELECT $1, coalesce((SELECT max(id) FROM backfill.span WHERE job_id = $1), 0) + 
 
 -- name: lock_job
 -- Serialises what only one process may do at a time: start, phase change, split, finish.
-SELECT state, phase FROM backfill.job WHERE id = $1 FOR NO KEY UPDATE;
+SELECT state, phase, barrier_snapshot IS NOT NULL AS is_waiting FROM backfill.job WHERE id = $1 FOR NO KEY UPDATE;
 
 -- name: spans
 -- All spans of a job's phase, to check that they tile the key space.
@@ -67,7 +71,8 @@ UPDATE backfill.job SET waits_for = $2 WHERE id = $1 AND waits_for IS DISTINCT F
 WITH free AS (
     SELECT s.id, s.backends AS left_behind
       FROM backfill.span s
-      JOIN backfill.job j ON j.id = s.job_id AND j.phase = s.phase AND j.state = 'running' AND j.barrier_snapshot IS NULL
+      JOIN backfill.job j ON j.id = s.job_id AND j.phase = s.phase AND j.state IN ('running', 'verifying')
+                         AND j.barrier_snapshot IS NULL
      WHERE s.job_id = $1
        AND s.cursor IS DISTINCT FROM s.hi
        AND (s.lease_until IS NULL OR s.lease_until < clock_timestamp()
@@ -150,20 +155,31 @@ RETURNING id, phase, lo, hi, cursor, epoch, rows;
 SELECT count(*) FROM backfill.span WHERE job_id = $1 AND phase = $2 AND cursor IS DISTINCT FROM hi;
 
 -- name: change_phase
-UPDATE backfill.job SET phase = $3, barrier_snapshot = $4, sweep_end = $5
- WHERE id = $1 AND phase = $2 AND state = 'running';
+-- To a phase whose spans are planned when its barrier has passed.
+UPDATE backfill.job SET phase = $3, barrier_snapshot = $4 WHERE id = $1 AND phase = $2;
+
+-- name: open_phase
+-- The barrier is behind us: the phase's spans are there, and may be claimed.
+UPDATE backfill.job
+   SET barrier_snapshot = NULL, waits_for = NULL, sweep_by = coalesce($3, sweep_by),
+       ends = CASE WHEN $4::text[] IS NULL THEN ends - $2::text
+                   ELSE ends || jsonb_build_object($2::text, to_jsonb($4::text[])) END
+ WHERE id = $1 AND phase = $2;
 
 -- name: barrier_passed
 -- Nobody that was running when the bounds were frozen is left.
 UPDATE backfill.job SET barrier_snapshot = NULL, waits_for = NULL WHERE id = $1;
 
 -- name: finish
-UPDATE backfill.job SET state = 'done', phase = 'end', finished_at = clock_timestamp(), waits_for = NULL, reason = NULL
- WHERE id = $1 AND state = 'running';
+UPDATE backfill.job
+   SET state = 'done', phase = 'end', finished_at = clock_timestamp(), waits_for = NULL, reason = NULL,
+       moved_at = CASE WHEN state = 'running' THEN clock_timestamp() ELSE moved_at END
+ WHERE id = $1 AND state IN ('running', 'verifying');
 
 -- name: forget_written
--- The sweep is over: nobody asks any more whose a row is.
-DELETE FROM backfill.written WHERE job_id = $1;
+-- The sweep is over: nobody asks any more whose a row is, nor what was deleted meanwhile.
+WITH written AS (DELETE FROM backfill.written WHERE job_id = $1)
+DELETE FROM backfill.tombstone WHERE job = (SELECT name FROM backfill.job WHERE id = $1);
 
 -- name: fail
 -- A guard stopped the job; the first reason stays.
@@ -258,9 +274,166 @@ SELECT set_config('backfill.reason', $1, true);
 UPDATE backfill.job SET pace = $2, limit_rows_per_s = $3
  WHERE id = $1 AND (pace, limit_rows_per_s) IS DISTINCT FROM ($2::jsonb, $3::double precision);
 
+-- name: tombstones
+-- What the sweep has to look at: the numbers of this job's tombstones, and whether one stands for all keys.
+SELECT min(id) AS first, max(id) AS last, count(*) AS rows, coalesce(bool_or(key IS NULL), false) AS truncated
+  FROM backfill.tombstone WHERE job = $1;
+
+-- name: begin_verification
+-- A new verification of a job whose rows have all been moved; the spans of the one before are of no more use.
+WITH begun AS (
+    INSERT INTO backfill.verification (job_id, repair, settle_s, not_compared, target_mark)
+    VALUES ($1, $2, $3, $4, $5)
+    RETURNING id
+), cleared AS (
+    DELETE FROM backfill.span
+     WHERE job_id = $1 AND phase IN ('verify', 'extra', 'confirm', 'recheck')
+), forgotten AS (
+    DELETE FROM backfill.difference d USING backfill.verification v
+     WHERE v.job_id = $1 AND d.verification_id = v.id
+)
+UPDATE backfill.job
+   SET state = 'verifying', phase = 'verify', barrier_snapshot = '{}', verification_id = begun.id, reason = NULL,
+       ends = ends - ARRAY['verify', 'extra', 'confirm', 'recheck']
+  FROM begun
+ WHERE job.id = $1
+RETURNING verification_id;
+
+-- name: verification
+SELECT id, repair, settle_s, who, started_at, finished_at, outcome, rows, suspects, mismatched, missing, extra,
+       unsettled, repaired, columns, not_compared, truncated, target_mark
+  FROM backfill.verification WHERE id = $1;
+
+-- name: last_passed
+-- The newest verification of a job that passed.
+SELECT max(id) FROM backfill.verification WHERE job_id = $1 AND outcome = 'passed';
+
+-- name: suspects
+-- Numbers of the rows of a verification that are in one of these states.
+SELECT min(id) AS first, max(id) AS last, count(*) AS rows
+  FROM backfill.difference WHERE verification_id = $1 AND state = ANY ($2::text[]);
+
+-- name: add_suspects
+-- Rows that differ at the first look.  Beyond so many of them nobody reads on, and only their number is kept.
+WITH room AS (
+    UPDATE backfill.verification SET suspects = suspects + cardinality($2::text[]),
+           truncated = truncated OR suspects + cardinality($2::text[]) > $6
+     WHERE id = $1
+    RETURNING truncated
+)
+INSERT INTO backfill.difference (verification_id, key, kind, source_mark, target_mark)
+SELECT $1, ARRAY(SELECT jsonb_array_elements_text(seen.key::jsonb)), seen.kind, seen.source_mark, seen.target_mark
+  FROM room, unnest($2::text[], $3::text[], $4::text[], $5::text[]) AS seen (key, kind, source_mark, target_mark)
+ WHERE NOT room.truncated;
+
+-- name: suspects_between
+-- Those numbered ($2, $3] that are in one of the states $4, and how long ago they were seen.
+SELECT id, key, kind, state, source_mark, target_mark,
+       extract(epoch FROM clock_timestamp() - seen_at)::double precision AS age_s
+  FROM backfill.difference
+ WHERE verification_id = $1 AND id > coalesce($2::bigint, 0) AND id <= $3 AND state = ANY ($4::text[])
+ ORDER BY id;
+
+-- name: judge
+-- What became of rows that were looked at again.
+UPDATE backfill.difference d
+   SET state = judged.state, kind = coalesce(judged.kind, d.kind), seen_at = clock_timestamp(),
+       columns = CASE WHEN judged.kind IS NULL THEN d.columns
+                      ELSE ARRAY(SELECT jsonb_array_elements_text(judged.columns::jsonb)) END
+  FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[]) AS judged (id, state, kind, columns)
+ WHERE d.id = judged.id;
+
+-- name: differences
+-- Rows that differ, for whoever may see keys.
+SELECT key, kind, state, columns FROM backfill.difference
+ WHERE verification_id = $1 AND state IN ('confirmed', 'unsettled', 'repaired')
+ ORDER BY id LIMIT $2;
+
+-- name: end_verification
+-- Counts what was found, and says how it ended.
+WITH counted AS (
+    SELECT count(*) FILTER (WHERE kind = 'changed' AND state IN ('confirmed', 'repaired')) AS mismatched,
+           count(*) FILTER (WHERE kind = 'missing' AND state IN ('confirmed', 'repaired')) AS missing,
+           count(*) FILTER (WHERE kind = 'extra' AND state IN ('confirmed', 'repaired')) AS extra,
+           count(*) FILTER (WHERE state IN ('unsettled', 'suspect')) AS unsettled,
+           count(*) FILTER (WHERE state = 'repaired') AS repaired
+      FROM backfill.difference WHERE verification_id = $2
+), by_column AS (
+    SELECT coalesce(jsonb_object_agg(name, n), '{}') AS columns
+      FROM (SELECT name, count(*) AS n
+              FROM backfill.difference d CROSS JOIN LATERAL unnest(d.columns) AS name
+             WHERE d.verification_id = $2 AND d.kind = 'changed' AND d.state IN ('confirmed', 'repaired')
+             GROUP BY name) c
+), compared AS (
+    SELECT coalesce(sum(rows), 0)::bigint AS rows FROM backfill.span WHERE job_id = $1 AND phase = 'verify'
+)
+UPDATE backfill.verification v
+   SET finished_at = clock_timestamp(), rows = compared.rows, mismatched = c.mismatched, missing = c.missing,
+       extra = c.extra, unsettled = c.unsettled, repaired = c.repaired, columns = by_column.columns,
+       outcome = CASE WHEN c.mismatched + c.missing + c.extra = c.repaired AND c.unsettled = 0 AND NOT v.truncated
+                      THEN 'passed' ELSE 'mismatch' END
+  FROM counted c, by_column, compared
+ WHERE v.id = $2 AND v.outcome IS NULL;
+
+-- name: touched
+-- The job wrote to its tables after its end: what was proved before says nothing of that.
+UPDATE backfill.job SET moved_at = clock_timestamp() WHERE id = $1;
+
+-- name: quarantined
+SELECT id, key, error_class, sqlstate, attempts, first_at, last_at FROM backfill.quarantine
+ WHERE job_id = $1 ORDER BY id LIMIT $2;
+
+-- name: set_aside
+-- One row into quarantine and the cursor past it, behind the fence.
+SELECT backfill.set_aside($1, $2, $3, $4, $5, $6, $7, $8, $9);
+
+-- name: quarantined_by_sqlstate
+SELECT sqlstate, count(*) AS rows FROM backfill.quarantine WHERE job_id = $1 GROUP BY sqlstate ORDER BY 2 DESC, 1;
+
+-- name: quarantined_ids
+SELECT id FROM backfill.quarantine WHERE job_id = $1 ORDER BY id;
+
+-- name: take_quarantined
+-- One row to try again; whoever else wants to waits, and finds it gone if it was written.
+SELECT key FROM backfill.quarantine WHERE job_id = $1 AND id = $2 FOR UPDATE;
+
+-- name: note_written
+-- This transaction writes for the job, outside of any chunk.  Returns it as a row's xmin shows it.
+INSERT INTO backfill.written (job_id, xid)
+VALUES ($1, (pg_current_xact_id()::text::numeric % 4294967296)::bigint)
+RETURNING xid;
+
+-- name: note_written_again
+-- The job may have come to its end, and forgotten them.
+INSERT INTO backfill.written (job_id, xid) SELECT $1, unnest($2::bigint[]);
+
+-- name: forget_some_written
+-- A job that still has its sweep before it needs them.
+DELETE FROM backfill.written w
+ WHERE w.job_id = $1 AND w.xid = ANY ($2::bigint[])
+   AND NOT EXISTS (SELECT FROM backfill.job j WHERE j.id = $1 AND j.phase IN ('move', 'sweep'));
+
+-- name: will_sweep
+-- True while the sweep's horizon lies ahead: it is drawn when the last span of the move is finished.
+SELECT j.phase = 'move' AND EXISTS (SELECT FROM backfill.span s
+                                     WHERE s.job_id = j.id AND s.phase = 'move' AND s.cursor IS DISTINCT FROM s.hi)
+  FROM backfill.job j WHERE j.id = $1;
+
+-- name: quarantined_count
+SELECT count(*) FROM backfill.quarantine WHERE job_id = $1;
+
+-- name: let_go
+-- Out of quarantine, because the row is written now or because a person said so.
+WITH gone AS (DELETE FROM backfill.quarantine WHERE job_id = $1 AND id = ANY ($2::bigint[]) RETURNING 1)
+SELECT count(*) FROM gone;
+
+-- name: failed_again
+UPDATE backfill.quarantine SET attempts = attempts + 1, last_at = clock_timestamp(), error_class = $3, sqlstate = $4
+ WHERE job_id = $1 AND id = $2;
+
 -- name: pause_running
 -- An administrator ended one of our server processes while the server stayed up: that is an order to stop.
-UPDATE backfill.job SET state = 'paused', reason = $2 WHERE id = $1 AND state = 'running';
+UPDATE backfill.job SET state = 'paused', reason = $2 WHERE id = $1 AND state IN ('running', 'verifying');
 
 -- name: history
 SELECT at, who, what, detail FROM backfill.event WHERE job = $1 ORDER BY id;
@@ -271,7 +444,8 @@ INSERT INTO backfill.event (job, what, detail) VALUES ($1, $2, $3);
 -- name: forget
 -- The job and everything of it but its history.
 WITH gone AS (DELETE FROM backfill.job WHERE name = $1 RETURNING id),
-     rows AS (DELETE FROM backfill.written WHERE job_id IN (SELECT id FROM gone))
+     rows AS (DELETE FROM backfill.written WHERE job_id IN (SELECT id FROM gone)),
+     keys AS (DELETE FROM backfill.tombstone WHERE job = $1)
 SELECT count(*) FROM gone;
 
 -- name: drop_all

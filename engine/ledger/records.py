@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from engine.ledger.orders import PaceOrders
 from engine.model import Backend, JobState, KeyValue, Mode, Phase, Side, Span
@@ -40,10 +40,19 @@ class JobRecord:
     sweep_end: KeyValue | None
     orders: PaceOrders
     heap_bytes: int | None  # of the table in place, when the job was created
+    ends: dict[str, KeyValue] = field(default_factory=dict)  # of the phases after the move
+    dual_write: dict[str, Any] | None = None  # our own triggers when the job was created; None: there were none
+    sweep_by: str | None = None  # keys | tombstones; None: not decided yet
+    target_mark: dict[str, Any] | None = None  # the target's server when the job was created
+    moved_at: datetime | None = None  # when the job last wrote to its tables; None: it still does
+    verification_id: int | None = None  # the verification that runs, or the last one
 
     def end_of(self, phase: Phase) -> KeyValue | None:
         """Where the chain of that phase's spans must end."""
-        return self.move_end if phase is Phase.MOVE else self.sweep_end
+        if phase is Phase.MOVE:
+            return self.move_end
+        before_003 = self.sweep_end if phase is Phase.SWEEP else None
+        return self.ends.get(phase.value, before_003)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,92 @@ class SpanRecord:
     def is_finished(self) -> bool:
         """The cursor stands at the upper bound."""
         return self.cursor == self.hi
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstones:
+    """Numbered rows of a table of the ledger: the first and the last number, None when there are none.
+
+    ``truncated``: one of them stands for every key.
+    """
+
+    first: int | None
+    last: int | None
+    rows: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """One verification of a job; counts of rows.  ``outcome`` is passed, mismatch or cancelled; None while it runs."""
+
+    id: int
+    repair: bool
+    settle_s: float
+    who: str
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: str | None
+    rows: int
+    suspects: int
+    mismatched: int
+    missing: int
+    extra: int
+    unsettled: int
+    repaired: int
+    columns: dict[str, int]  # column -> rows that differ in it
+    not_compared: tuple[str, ...]
+    truncated: bool  # there are more differences than were written down
+    target_mark: dict[str, Any] | None
+
+    @property
+    def verified(self) -> bool | None:
+        """True when both sides agree; None while it runs, and where it was cancelled."""
+        return {"passed": True, "mismatch": False}.get(self.outcome or "")
+
+    @property
+    def seconds(self) -> float:
+        """How long it took; 0 while it runs."""
+        return 0.0 if self.finished_at is None else (self.finished_at - self.started_at).total_seconds()
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``verify --json`` ends with, without event and job: these names are part of the contract."""
+        return {
+            "rows": self.rows,
+            "mismatched": self.mismatched,
+            "missing": self.missing,
+            "extra": self.extra,
+            "unsettled": self.unsettled,
+            "repaired": self.repaired,
+            "seconds": round(self.seconds, 3),
+            "verified": self.verified,
+            "columns": self.columns,
+            "not_compared": list(self.not_compared),
+            "truncated": self.truncated,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One row on which the two sides do not agree."""
+
+    key: KeyValue
+    kind: str  # changed | missing | extra
+    state: str  # confirmed | unsettled | repaired
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """One row that was set aside."""
+
+    id: int
+    key: KeyValue
+    error_class: str
+    sqlstate: str
+    attempts: int
+    first_at: datetime
+    last_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +217,9 @@ class JobStatus:
     pace_valid: bool | None = None  # None: nothing was published yet
     pace_age_s: float | None = None
     orders: PaceOrders = field(default_factory=PaceOrders)
+    quarantined: int = 0
+    verified: bool | None = None  # None: no verification has come to an end
+    verification: dict[str, Any] | None = None  # the one that runs, or the last one
 
     def as_json(self) -> dict[str, Any]:
         """The object of ``status --json``: its names are part of the contract."""
@@ -167,11 +265,19 @@ class JobStatus:
             "signals": [self._signal(signal) for signal in self.signals],
             "waits": self.waits,
             "retries": self.retries,
-            "quarantined": 0,
+            "quarantined": self.quarantined,
+            "verified": self.verified,
+            "verification": self._verification(),
             "started_at": _iso(self.started_at),
             "finished_at": _iso(self.finished_at),
             "error": error,
         }
+
+    def _verification(self) -> dict[str, Any] | None:
+        """What a verification found: what keys differ, and where servers stand, is not for everybody."""
+        if self.verification is None:
+            return None
+        return {name: self.verification.get(name) for name in _OF_VERIFICATION}
 
     def _signal(self, signal: dict[str, Any]) -> dict[str, Any]:
         """A signal as of now: it was that old when its age was published."""
@@ -198,6 +304,23 @@ class Heartbeat:
     retries: int
     waiting: str
     waits: dict[str, float]
+
+
+_OF_VERIFICATION: Final = (
+    "started_at",
+    "finished_at",
+    "outcome",
+    "repair",
+    "rows",
+    "suspects",
+    "mismatched",
+    "missing",
+    "extra",
+    "unsettled",
+    "repaired",
+    "columns",
+    "not_compared",
+)
 
 
 def _iso(moment: datetime | None) -> str | None:

@@ -15,6 +15,7 @@ from engine.db.failures import Action, classify
 from engine.errors import BackfillError, Busy, LedgerDamaged, UnknownJob
 from engine.ledger.orders import PaceOrders, read_json
 from engine.ledger.pacing import Pacing, orders_of
+from engine.ledger.proof import Proof
 from engine.ledger.queries import migrations, queries
 from engine.ledger.records import (
     Claim,
@@ -35,6 +36,9 @@ UPGRADE_PATIENCE_S: Final = 2.0
 
 _LOCK_TIMEOUT: Final = "55P03"
 
+NOBODY: Final = "{}"
+"""A barrier that waits for nobody, and yet is one: the phase behind it is still to be planned."""
+
 
 class LedgerMissing(UnknownJob):
     """The target database holds no ledger yet, hence no job."""
@@ -42,7 +46,7 @@ class LedgerMissing(UnknownJob):
     code = "ledger_missing"
 
 
-class Ledger(Pacing):
+class Ledger(Pacing, Proof):
     """Reads and writes the ledger over one connection; safe to share between tasks, one statement at a time."""
 
     # -- schema ---------------------------------------------------------------------------------------------------
@@ -130,10 +134,13 @@ class Ledger(Pacing):
         barrier_snapshot: str | None,
         spans: Sequence[SpanBounds],
         heap_bytes: int | None = None,
+        dual_write: dict[str, Any] | None = None,
+        target_mark: dict[str, Any] | None = None,
     ) -> bool:
         """Freeze a new job in one transaction.  False when another process created it meanwhile.
 
         ``heap_bytes``: size of the table's heap before the first chunk, where its growth will be measured.
+        ``dual_write``: evidence of our own triggers, None without them; ``target_mark``: what the target's server is.
         """
         text = queries()
         try:
@@ -152,6 +159,8 @@ class Ledger(Pacing):
                     barrier_snapshot,
                     _end(spans),
                     heap_bytes,
+                    _maybe_json(dual_write),
+                    _maybe_json(target_mark),
                 )
                 await self._create_spans(job_id, Phase.MOVE, spans)
         except Exception as error:
@@ -173,20 +182,57 @@ class Ledger(Pacing):
             await self.connection.fetchrow(queries()["start"], job_id, _end(more))
         return True
 
-    async def change_phase(
-        self, job_id: int, before: Phase, after: Phase, spans: Sequence[SpanBounds], barrier: str | None
-    ) -> bool:
-        """From one phase to the next, with the next one's spans.  False when there is nothing to change (any more)."""
+    async def change_phase(self, job_id: int, before: Phase, after: Phase, barrier: str | None) -> bool:
+        """From one phase to the next, which ``open_phase`` opens when nobody of ``barrier`` is left.  False when there
+        is nothing to change (any more).
+        """
         async with self._transaction():
             state = await self.connection.fetchrow(queries()["lock_job"], job_id)
-            if state is None or state["state"] != JobState.RUNNING or state["phase"] != before:
+            if state is None or state["state"] != before.state or state["phase"] != before:
                 return False
             if await self.connection.fetchval(queries()["unfinished"], job_id, before.value):
                 return False
-            await self._create_spans(job_id, after, spans)
             await self.connection.fetchrow(
-                queries()["change_phase"], job_id, before.value, after.value, barrier, _end(spans)
+                queries()["change_phase"], job_id, before.value, after.value, barrier or NOBODY
             )
+        return True
+
+    async def open_phase(
+        self, job_id: int, phase: Phase, spans: Sequence[SpanBounds], *, sweep_by: str | None = None
+    ) -> bool:
+        """The phase's barrier has passed: here are its spans.  False when another process did it first."""
+        async with self._transaction():
+            state = await self.connection.fetchrow(queries()["lock_job"], job_id)
+            if state is None or state["phase"] != phase or not state["is_waiting"]:
+                return False
+            planned = await self.connection.fetch(queries()["spans"], job_id, phase.value)
+            if not planned:
+                await self._create_spans(job_id, phase, spans)
+                await self.connection.fetchrow(queries()["open_phase"], job_id, phase.value, sweep_by, _end(spans))
+            else:  # of a release before 003, which planned them first
+                await self.connection.fetchrow(queries()["barrier_passed"], job_id)
+        return True
+
+    async def begin_own_verification(
+        self,
+        job_id: int,
+        last: Phase,
+        *,
+        settle_s: float,
+        not_compared: Sequence[str],
+        target_mark: dict[str, Any] | None,
+    ) -> bool:
+        """``verify: after``: all rows are moved, and the job goes on to verify.  False when that is not so (any more)."""
+        async with self._transaction():
+            state = await self.connection.fetchrow(queries()["lock_job"], job_id)
+            if state is None or state["state"] != JobState.RUNNING or state["phase"] != last:
+                return False
+            if await self.connection.fetchval(queries()["unfinished"], job_id, last.value):
+                return False
+            await self.connection.execute("SET LOCAL synchronous_commit = on")
+            await self.connection.fetchrow(queries()["forget_written"], job_id)
+            await self.connection.fetchrow(queries()["touched"], job_id)
+            await self._begin_verification(job_id, False, settle_s, not_compared, target_mark)
         return True
 
     async def finish(self, job_id: int, last: Phase) -> bool:
@@ -207,10 +253,6 @@ class Ledger(Pacing):
     async def fail(self, job_id: int, error: BackfillError, *, resumable: bool) -> None:
         """Record that a guard stopped the job; the first failure recorded stays."""
         await self._row("fail", job_id, error.code, error.message, error.hint, resumable)
-
-    async def passed_barrier(self, job_id: int) -> None:
-        """Nobody is left whom the current phase had to wait for."""
-        await self._row("barrier_passed", job_id)
 
     async def waits_for(self, job_id: int, whom: str | None) -> None:
         """Tell others whom the barrier waits for."""
@@ -414,6 +456,10 @@ class Ledger(Pacing):
         )
 
 
+def _maybe_json(value: dict[str, Any] | None) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
 def _json(backends: tuple[Backend, ...]) -> str:
     return json.dumps(backends_to_json(backends))
 
@@ -450,8 +496,11 @@ def _job(row: Any) -> JobRecord:
     values["phase"] = None if values["phase"] == "end" else Phase(values["phase"])
     values["key_types"] = tuple(values["key_types"])
     values["move_end"], values["sweep_end"] = _key(values["move_end"]), _key(values["sweep_end"])
-    for name in ("identity", "spec", "fingerprint"):
+    for name in ("identity", "spec", "fingerprint", "ends"):
         values[name] = json.loads(values[name])
+    values["ends"] = {phase: tuple(end) for phase, end in values["ends"].items()}
+    for name in ("dual_write", "target_mark"):
+        values[name] = None if values[name] is None else json.loads(values[name])
     values["orders"] = orders_of(values.pop("pace"), values["limit_rows_per_s"])
     return JobRecord(**values)
 
@@ -464,6 +513,6 @@ def _status(row: Any) -> JobStatus:
     values["waits"] = {reason: float(seconds) for reason, seconds in read_json(values["waits"]).items()}
     values["orders"] = PaceOrders.from_json(read_json(values.get("orders", "{}")))
     values["signals"] = tuple(read_json(values.get("signals", "[]")))
-    for name in ("deadline", "growth"):
+    for name in ("deadline", "growth", "verification"):
         values[name] = read_json(values[name]) if values.get(name) else None
     return JobStatus(**values)

@@ -11,11 +11,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from engine.model import Deletes, Order
+from engine.model import Deletes, Order, Verify
 from engine.spec import units
 from engine.spec.base import SpecModel
 from engine.spec.dsn import Dsn
@@ -63,6 +63,7 @@ CHUNK_ROWS_RANGE: Final = (1, 10_000_000)
 CHUNK_BYTES_RANGE: Final = (2**16, 2**30)
 CHUNK_TARGET_RANGE_S: Final = (0.001, 60.0)
 LOCK_TIMEOUT_RANGE_S: Final = (0.001, 3600.0)  # zero would mean to wait for ever
+QUARANTINE_RANGE: Final = (0, 1_000_000)
 _HASH_DIGITS: Final = 8
 
 
@@ -113,8 +114,8 @@ class ChunkLimits(SpecModel):
 class Errors(SpecModel):
     """What bad rows do."""
 
-    max_quarantined: Literal[0] = 0
-    """Rows that may be set aside; 0 stops the job at the first bad row."""
+    max_quarantined: Annotated[WholeNumber, within(*QUARANTINE_RANGE)] = 0
+    """Rows that may be set aside, 0 to 1,000,000; 0 stops the job at the first bad row."""
 
 
 class JobSpec(SpecModel):
@@ -171,8 +172,8 @@ class JobSpec(SpecModel):
         default=2.0, validation_alias="lock_timeout", examples=["2s"]
     )
     """Give way after waiting so long for a lock, 1ms to 1h; the chunk is tried again."""
-    verify: Literal["none"] = "none"
-    """Whether the job compares source and target at its end."""
+    verify: Annotated[Verify, choice(Verify)] = Verify.NONE
+    """Whether the job compares source and target at its end, and is done only then."""
 
     @model_validator(mode="after")
     def _complete(self, info: ValidationInfo) -> Self:
@@ -225,7 +226,7 @@ class JobSpec(SpecModel):
             "accept": list(self.accept),
             "role": self.role,
             "lock_timeout": units.format_duration(self.lock_timeout_s),
-            "verify": self.verify,
+            "verify": str(self.verify),
         }
 
     def for_ledger(self) -> dict[str, Any]:

@@ -60,10 +60,6 @@ def _always(_value: object) -> bool:
     return True
 
 
-def _unless_zero(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _if_text(text: str) -> Callable[[object], bool]:
     return lambda value: value == text
 
@@ -72,8 +68,6 @@ NOT_AVAILABLE: Final[Mapping[tuple[str, ...], tuple[Callable[[object], bool], st
     ("transform",): (_always, "write SQL expressions under `set` or `columns`"),
     ("source", "connection"): (_always, "name the database by `dsn`"),
     ("target", "connection"): (_always, "name the database by `dsn`"),
-    ("errors", "max_quarantined"): (_unless_zero, "leave it at 0: the job stops at the first bad row"),
     ("order",): (_if_text("physical"), "leave it at key"),
-    ("verify",): (_if_text("after"), "leave it at none, and compare the tables yourself"),
 }
 """Path of each key of the contract whose feature is still to come: for which values, and what to do meanwhile."""

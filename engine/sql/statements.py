@@ -57,7 +57,9 @@ class SourceShape:
     where: str | None
 
 
-def _advance(remember: bool) -> str:
+def _advance(remember: bool, *, fence: bool = True) -> str:
+    if not fence:
+        return "SELECT n AS rows FROM counted"
     return (
         "SELECT n AS rows, backfill.advance($1::bigint, $2::int, $3::bigint, $4::text[], $5::text[], $6::text[], "
         f"n, $7::bigint, (n * $8::double precision)::bigint, {str(remember).lower()}) AS server_s FROM counted"
@@ -84,14 +86,26 @@ def advance_call(
     )
 
 
-def update_chunk(source: SourceShape, assignments: Mapping[str, str], done: str, *, first: bool) -> str:
-    """In place: fill the columns of every row of the chunk that is not done."""
+def _place(*, fence: bool) -> tuple[Bound, Bound]:
+    """Where the chunk's bounds stand among the parameters: cursor and to."""
+    return (CURSOR, TO) if fence else (parameter(1), parameter(2))
+
+
+def update_chunk(
+    source: SourceShape, assignments: Mapping[str, str], done: str, *, first: bool, fence: bool = True
+) -> str:
+    """In place: fill the columns of every row of the chunk that is not done.
+
+    ``fence=False`` is for a rehearsal, which has no ledger: ``$1`` cursor, ``$2`` to, and only ``rows`` is returned.
+    """
+    lo, to = _place(fence=fence)
+    unused = "" if fence else _unused(1, first)
     sets = ", ".join(f"{ident(name)} = ({expression})" for name, expression in assignments.items())
     where = f" AND ({source.where})" if source.where else ""
     return (
         f"WITH moved AS (UPDATE {qualified(source.table)} SET {sets} "
-        f"WHERE {within(source.key.columns, None if first else CURSOR, TO)} AND ({done}) IS NOT TRUE{where} "
-        f"RETURNING 1), counted AS (SELECT count(*) AS n FROM moved) {_advance(False)}"
+        f"WHERE {within(source.key.columns, None if first else lo, to)} AND ({done}) IS NOT TRUE{where}{unused} "
+        f"RETURNING 1), counted AS (SELECT count(*) AS n FROM moved) {_advance(False, fence=fence)}"
     )
 
 
@@ -101,7 +115,13 @@ def default_done(assignments: Mapping[str, str]) -> str:
 
 
 def insert_chunk(
-    source: SourceShape, target: TargetShape, *, first: bool, occupied: bool = True, collided: bool = False
+    source: SourceShape,
+    target: TargetShape,
+    *,
+    first: bool,
+    occupied: bool = True,
+    collided: bool = False,
+    fence: bool = True,
 ) -> str:
     """Into another table of the same database.
 
@@ -110,12 +130,15 @@ def insert_chunk(
     ``collided``: this chunk met a unique violation on the arbiter, so a row came in between; the same again with ``ON
     CONFLICT``.  Where the two sides sort differently there is no range to bound the anti-join by, and ``ON CONFLICT``
     does all the work.
+    ``fence=False``: as for ``update_chunk``.
     """
-    lo = None if first else CURSOR
+    cursor, to = _place(fence=fence)
+    lo = None if first else cursor
+    unused = "" if fence else _unused(1, first)
     keys = source.key.columns
     selected = (
         f"SELECT {_expressions(target)}, {columns(keys)} FROM {qualified(source.table)} "
-        f"WHERE {within(keys, lo, TO)}{_and_where(source)}"
+        f"WHERE {within(keys, lo, to)}{_and_where(source)}{unused}"
     )
     values = [f"v{n}" for n in range(len(target.columns))]
     names = [f"k{n}" for n in range(len(keys))]
@@ -123,7 +146,7 @@ def insert_chunk(
     if occupied and target.policy is ConflictPolicy.KEEP and target.same_order:
         same = " AND ".join(f"d.{ident(c.name)} = s.{k}" for c, k in zip(target.key, names, strict=True))
         from_source += (
-            f" LEFT JOIN {qualified(target.table)} AS d ON {same} AND {within(target.key, lo, TO, 'd')}"
+            f" LEFT JOIN {qualified(target.table)} AS d ON {same} AND {within(target.key, lo, to, 'd')}"
             f" WHERE d.{ident(target.key[0].name)} IS NULL"
         )
     # In key order, whatever the join: rows and index entries of neighbours stay neighbours, and locks are taken in an
@@ -132,7 +155,7 @@ def insert_chunk(
     return (
         f"WITH moved AS ({_insert_into(target)} SELECT {', '.join(f's.{v}' for v in values)} {from_source} "
         f"ORDER BY {order}{_on_conflict(target, collided)} RETURNING 1), "
-        f"counted AS (SELECT count(*) AS n FROM moved) {_advance(target.remember)}"
+        f"counted AS (SELECT count(*) AS n FROM moved) {_advance(target.remember, fence=fence)}"
     )
 
 
@@ -245,11 +268,13 @@ def _missing(source: SourceShape, target: TargetShape, lo: Bound | None, hi: Bou
     """Rows of the target whose key the source does not hold.  Materialized, so that whose they are is asked of these
     few and not of every row that is looked at.
     """
+    keys = source.key.columns
+    held = f"SELECT {columns(keys)} FROM {qualified(source.table)} WHERE {within(keys, lo, hi)}{_and_where(source)}"
     return (
         f"WITH missing AS MATERIALIZED (SELECT d.xmin, {texts(target.key, 'd')} AS key "
-        f"FROM {qualified(target.table)} AS d LEFT JOIN {qualified(source.table)} AS s "
-        f"ON {equal(source.key.columns, 's', target.key, 'd')} AND {within(source.key.columns, lo, hi, 's')} "
-        f"WHERE {within(target.key, lo, hi, 'd')} AND s.{ident(source.key.columns[0].name)} IS NULL)"
+        f"FROM {qualified(target.table)} AS d LEFT JOIN ({held}) AS s "
+        f"ON {equal(keys, 's', target.key, 'd')} "
+        f"WHERE {within(target.key, lo, hi, 'd')} AND s.{ident(keys[0].name)} IS NULL)"
     )
 
 
@@ -276,18 +301,30 @@ def lock_ours(target: TargetShape) -> str:
     )
 
 
-def present(table: TableName, key: Sequence[KeyColumn]) -> str:
-    """Which of the keys in ``$1`` (see ``key_list``) the table holds, as numbers from 0.  A statement of its own, hence
+def present(source: SourceShape) -> str:
+    """Which of the keys in ``$1`` (see ``key_list``) the source holds, as numbers from 0.  A statement of its own, hence
     a later snapshot than the one that found them.
     """
+    key = source.key.columns
     width = len(key)
     same = " AND ".join(
-        f"s.{ident(c.name)} = ($1::text[])[{width} * listed.n + {i + 1}]::{c.type_name}" for i, c in enumerate(key)
+        f"{ident(c.name)} = ($1::text[])[{width} * backfill_listed.n + {i + 1}]::{c.type_name}"
+        for i, c in enumerate(key)
     )
-    # "listed.n", never a bare name: inside EXISTS a column of the table called "n" would be meant instead.
+    # "backfill_listed.n", never a bare name: inside EXISTS a column of the table called "n" would be meant instead.
     return (
-        f"SELECT listed.n FROM generate_series(0, cardinality($1::text[]) / {width} - 1) AS listed (n) "
-        f"WHERE EXISTS (SELECT FROM {qualified(table)} AS s WHERE {same})"
+        f"SELECT backfill_listed.n FROM generate_series(0, cardinality($1::text[]) / {width} - 1) AS backfill_listed (n) "
+        f"WHERE EXISTS (SELECT FROM {qualified(source.table)} WHERE {same}{_and_where(source)})"
+    )
+
+
+def buried(permutation: Sequence[int], *, first: bool) -> str:
+    """Keys of the tombstones numbered ``($2, $3]`` of job ``$1`` (its name), in the sweep's order of columns."""
+    picked = ", ".join(f"key[{place + 1}]" for place in permutation)
+    above = "true OR $2::text[] IS NULL" if first else "id > ($2::text[])[1]::bigint"
+    return (
+        f"SELECT DISTINCT ARRAY[{picked}] AS key FROM backfill.tombstone "
+        f"WHERE job = $1 AND ({above}) AND id <= ($3::text[])[1]::bigint AND cardinality(key) = {len(permutation)}"
     )
 
 

@@ -68,7 +68,7 @@ def finished_event(result: RunResult, *, rows_before: int = 0) -> JobFinished:
         seconds=round(result.seconds, _SECONDS_DIGITS),
         rows_per_s=round(rate, _RATE_DIGITS),
         retries=result.retries,
-        quarantined=0,  # rows are set aside only by jobs that allow it, which none can yet
+        quarantined=result.quarantined,
         resumed=result.resumed,
-        verified=None,
+        verified=result.verified,
     )

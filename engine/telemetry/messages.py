@@ -17,6 +17,7 @@ from engine.events import (
     LeaseLost,
     PaceChanged,
     PhaseChanged,
+    RowQuarantined,
     SpanClaimed,
     SpanReleased,
     StateChanged,
@@ -38,6 +39,12 @@ class Level(IntEnum):
 STANDSTILLS: Final = (Stage.HELD, Stage.BASELINE)
 """Stages in which nothing is admitted."""
 
+_PHASES: Final = {
+    Phase.SWEEP: "all rows are moved; looking for rows that were deleted at the source meanwhile",
+    Phase.EXTRA: "every row of the source is compared; looking for rows that only the target holds",
+    Phase.CONFIRM: "all rows are compared; looking again at those that seemed to differ",
+    Phase.RECHECK: "looking once more at rows that were repaired or did not stand still",
+}
 _ENDS = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
@@ -53,8 +60,8 @@ def message(event: Event) -> tuple[Level, str] | None:
             return None  # the end of the run has its own words
         case StateChanged():
             return Level.NORMAL, event.state.value + (f": {event.reason}" if event.reason else "")
-        case PhaseChanged() if event.phase is Phase.SWEEP:
-            return Level.NORMAL, "all rows are moved; looking for rows that were deleted at the source meanwhile"
+        case PhaseChanged() if event.phase in _PHASES:
+            return Level.NORMAL, _PHASES[event.phase]
         case Waiting() if event.reason.startswith(JobState.PAUSED):
             return None  # said by the change of state
         case Waiting():
@@ -77,6 +84,8 @@ def message(event: Event) -> tuple[Level, str] | None:
             cause = event.sqlstate or "a lost connection"
             again = f"{event.worker}: {event.action} after {cause}, in {numbers.duration(event.delay_s)}"
             return Level.VERBOSE, again
+        case RowQuarantined():
+            return Level.NORMAL, f"{event.worker}: set a row of span {event.span} aside after {event.sqlstate}"
         case SpanClaimed():
             how = "stole" if event.stolen else "claimed"
             return Level.VERBOSE, f"{event.worker}: {how} span {event.span} (epoch {event.epoch})"
@@ -100,4 +109,5 @@ def finished(event: JobFinished) -> str:
     moved = f"{numbers.count(event.rows)} rows, {numbers.size(event.bytes)}, {numbers.counted(event.chunks, 'chunk')}"
     pace = f"{numbers.duration(event.seconds)}, {numbers.per_second(event.rows_per_s)}"
     retries = f", {numbers.counted(event.retries, 'retry').replace('retrys', 'retries')}" if event.retries else ""
-    return f"{event.job} is {event.state.value}: {moved}{retries}; this run {pace}"
+    aside = f", {numbers.counted(event.quarantined, 'row')} set aside" if event.quarantined else ""
+    return f"{event.job} is {event.state.value}: {moved}{retries}{aside}; this run {pace}"

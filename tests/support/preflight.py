@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine.model import Column, Index, Mode, Side, Table, TableName, Trigger
-from engine.plan.preflight import ExpressionFacts, PacingFacts, PreflightFacts, ServerPacing
+from engine.plan.preflight import ExpressionFacts, PacingFacts, PreflightFacts, ServerPacing, ServerState
 from engine.spec import Endpoint, JobSpec, TableRef
 
 _oids = itertools.count(20000)
@@ -178,6 +178,19 @@ def paced(facts: PreflightFacts, *, rows: float | None = 1_000_000, **changes: A
     }
     pacing = PacingFacts(servers={Side.SOURCE: ServerPacing(**(server | changes))}, now=NOON, rows=rows)
     return replace(facts, pacing=pacing)
+
+
+def seen(facts: PreflightFacts, *, rows: float | None = 1_000_000, **changes: Any) -> PreflightFacts:
+    """``facts`` on servers with room for everything: 100 sessions free, no slots, nobody in a long transaction.
+
+    ``changes`` are those of the server that is written; ``source`` those of the other one, where there is one.
+    """
+    roomy: dict[str, Any] = {"sessions_free": 100, "sessions_limit": "max_connections (110)"}
+    there = changes.pop("source", {})
+    states = {Side.SOURCE: ServerState(**(roomy | (there if facts.mode is Mode.COPY else changes)))}
+    if facts.mode is Mode.COPY:
+        states[Side.TARGET] = ServerState(**(roomy | changes))
+    return replace(facts, states=states, rows=rows)
 
 
 def move(mode: Mode = Mode.INSERT, **changes: Any) -> PreflightFacts:

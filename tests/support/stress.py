@@ -16,10 +16,11 @@ from typing import Any, Final
 import asyncpg
 import psutil
 
-from engine.model import Mode
+from engine.flow.dual_write_change import install
+from engine.model import Deletes, Mode, Verify
 from engine.spec import ChunkLimits, JobSpec
 from tests.support.databases import FreshDatabase, TwoDatabases
-from tests.support.jobs import in_place, into
+from tests.support.jobs import in_place, into, prepare
 from tests.support.runner import Nursery, Process
 from tests.support.writers import STRIDE
 
@@ -113,7 +114,10 @@ _TARGET = "CREATE TABLE dst (id bigint PRIMARY KEY, doubled bigint NOT NULL, not
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One stress run.  ``row_delay_s`` makes rows slow, so that a small table lasts as long as a big one."""
+    """One stress run.  ``row_delay_s`` makes rows slow, so that a small table lasts as long as a big one.
+
+    The job verifies itself at its end, while the application goes on.
+    """
 
     mode: Mode
     rows: int
@@ -121,6 +125,8 @@ class Plan:
     writers: int = 1
     seed: int = 1
     row_delay_s: float = 0.0
+    ours: bool = False  # dual-write by the triggers that `backfill dualwrite` installs, not by the application's own
+    deletes: Deletes = Deletes.GUARDED
 
 
 @dataclass(slots=True)
@@ -135,6 +141,9 @@ class Report:
     lost: int = 0
     ghosts: int = 0
     swept: int = 0
+    swept_by: str = ""
+    verified: bool | None = None
+    found: dict[str, int] = field(default_factory=dict)  # what the job's own verification found
     claims: int = 0
     seconds: float = 0.0
 
@@ -165,6 +174,10 @@ class Report:
             "lost": self.lost,
             "ghosts": self.ghosts,
             "swept": self.swept,
+            "swept_by": self.swept_by,
+            "verified": self.verified,
+            "found": self.found,
+            "dual_write": "ours" if self.plan.ours else "application",
             "claims": self.claims,
             "seconds": round(self.seconds, 1),
         }
@@ -184,21 +197,34 @@ class Stage:
             ", filled bigint, counter int NOT NULL DEFAULT 0, marked boolean" if self.plan.mode is Mode.UPDATE else ""
         )
         self.source.sql(SLOW + _SOURCE.format(more=more, stride=STRIDE, rows=self.plan.rows))
-        if self.plan.mode is Mode.UPDATE:
-            self.source.sql(_FINISH_ROW)
-        else:
+        if self.plan.mode is not Mode.UPDATE:
             self.target.sql(_TARGET)
-        if self.plan.mode is Mode.INSERT:
-            self.source.sql(_WRITE_TARGET)
+        if not self.plan.ours and self.plan.mode is not Mode.COPY:
+            self.source.sql(_FINISH_ROW if self.plan.mode is Mode.UPDATE else _WRITE_TARGET)
+
+    async def install(self) -> None:
+        """Put our own triggers there, if the plan says so."""
+        if not self.plan.ours:
+            return
+        prepared = await prepare(self.spec)
+        session = await prepared.endpoints.source.connect("dualwrite")
+        await install(session, prepared)
+        await session.close()
 
     @property
     def spec(self) -> JobSpec:
         """The job."""
         slow = f"public.slow(id, {self.plan.row_delay_s})" if self.plan.row_delay_s else "0"
-        settings: dict[str, Any] = {"workers": WORKERS, "chunk": ChunkLimits(min_rows=50, target_s=0.15)}
+        settings: dict[str, Any] = {
+            "workers": WORKERS,
+            "chunk": ChunkLimits(min_rows=50, target_s=0.15),
+            "verify": Verify.AFTER,
+        }
         if self.plan.mode is Mode.UPDATE:
             sets = {"filled": f"n::bigint * 2 + {slow}", "counter": "counter + 1", "marked": "true"}
-            return in_place(self.source, "src", sets, done="marked", accept=("TRIGGERS_ON_SOURCE",), **settings)
+            accept = () if self.plan.ours else ("TRIGGERS_ON_SOURCE",)
+            return in_place(self.source, "src", sets, done="marked", accept=accept, **settings)
+        settings["deletes"] = self.plan.deletes
         columns = {"id": "id", "doubled": f"n::bigint * 2 + {slow}", "note": "note"}
         there = self.source if self.plan.mode is Mode.INSERT else self.target
         return into(self.source, "src", there, "dst", columns=columns, **settings)
@@ -320,6 +346,7 @@ async def stress(plan: Plan, databases: TwoDatabases) -> Report:
     report = Report(plan)
     stage = Stage(plan, databases)
     stage.build()
+    await stage.install()
     began = time.monotonic()
     async with Nursery() as nursery:
         writers = [
@@ -346,5 +373,11 @@ async def stress(plan: Plan, databases: TwoDatabases) -> Report:
     report.seconds = time.monotonic() - began
     report.rows, report.lost, report.ghosts = stage.compare()
     report.swept = int(stage.target.sql("SELECT coalesce(sum(rows), 0) FROM backfill.span WHERE phase = 'sweep'"))
+    job = "SELECT {} FROM backfill.job j LEFT JOIN backfill.verification v ON v.id = j.verification_id"
+    report.swept_by = stage.target.sql(job.format("coalesce(j.sweep_by, '')")).strip()
+    report.verified = {"passed": True, "mismatch": False}.get(stage.target.sql(job.format("v.outcome")).strip())
+    kinds = ("mismatched", "missing", "extra", "unsettled", "suspects")
+    counts = stage.target.sql(job.format(", ".join(f"v.{kind}" for kind in kinds))).strip().split("|")
+    report.found = {kind: int(count) for kind, count in zip(kinds, counts, strict=True)}
     report.claims = int(stage.target.sql("SELECT sum(epoch) FROM backfill.span"))
     return report

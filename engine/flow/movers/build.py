@@ -6,28 +6,24 @@ from engine.clock import Clock
 from engine.flow.movers import Mover
 from engine.flow.movers.server_side import StatementMover
 from engine.flow.movers.streamed import CopyMover
-from engine.flow.movers.sweep import SweepMover
+from engine.flow.movers.confirm import ConfirmMover
+from engine.flow.movers.sweep import SweepMover, TombstoneMover
+from engine.flow.movers.verify import VerifyMover
+from engine.flow.phases import TOMBSTONES
 from engine.flow.prepare import Prepared
+from engine.ledger.records import JobRecord
 from engine.model import Mode, Phase
 from engine.sql import read_expression
 from engine.sql.statements import SourceShape, TargetShape, default_done, insert_chunk, update_chunk
 
 
-def build_mover(prepared: Prepared, job_id: int, phase: Phase, purpose: str, clock: Clock) -> Mover:
+def build_mover(prepared: Prepared, job: JobRecord, phase: Phase, purpose: str, clock: Clock) -> Mover:
     """A mover with sessions of its own, called ``purpose`` in the server's list of sessions."""
-    endpoints = prepared.endpoints
+    endpoints, job_id = prepared.endpoints, job.id
     if phase is Phase.SWEEP:
-        assert prepared.sweep_source is not None
-        assert prepared.sweep_target is not None
-        return SweepMover(
-            None if endpoints.is_one else endpoints.source,
-            endpoints.target,
-            purpose,
-            job_id,
-            clock,
-            source=prepared.sweep_source,
-            target=prepared.sweep_target,
-        )
+        return _sweep(prepared, job, purpose, clock)
+    if phase in (Phase.VERIFY, Phase.EXTRA, Phase.CONFIRM, Phase.RECHECK):
+        return _proof(prepared, job, phase, purpose, clock)
     if prepared.mode is Mode.UPDATE:
         first, following = _update(prepared)
         return StatementMover(
@@ -58,6 +54,33 @@ def build_mover(prepared: Prepared, job_id: int, phase: Phase, purpose: str, clo
         target=prepared.target,
         arbiters=prepared.arbiters,
         binary=prepared.binary,
+    )
+
+
+def _proof(prepared: Prepared, job: JobRecord, phase: Phase, purpose: str, clock: Clock) -> Mover:
+    kind = VerifyMover if phase in (Phase.VERIFY, Phase.EXTRA) else ConfirmMover
+    return kind(prepared, job, phase, purpose, clock)
+
+
+def _sweep(prepared: Prepared, job: JobRecord, purpose: str, clock: Clock) -> Mover:
+    source, target, moved = prepared.sweep_source, prepared.sweep_target, prepared.target
+    assert source is not None
+    assert target is not None
+    assert moved is not None
+    there = None if prepared.endpoints.is_one else prepared.endpoints.source
+    here = prepared.endpoints.target
+    if job.sweep_by != TOMBSTONES:
+        return SweepMover(there, here, purpose, job.id, clock, source=source, target=target)
+    return TombstoneMover(
+        there,
+        here,
+        purpose,
+        job.id,
+        clock,
+        source=source,
+        target=target,
+        job=job.name,
+        permutation=[moved.key.index(column) for column in target.key],
     )
 
 

@@ -5,24 +5,29 @@ Runs when the last chunk is in and every transaction older than it has ended (``
 transactions wrote** and that the source does not hold.  Usually there are none and the cursor moves on.  Otherwise it
 locks the suspect rows, looks at the source again *in a later statement* (whoever brings a key back now waits for our
 lock, or has been seen), and deletes those that are still missing and still as we wrote them.
+
+Where our own triggers have left a tombstone for every key that was deleted since before the first chunk, only those
+keys are suspect: the sweep pages through the tombstones, and costs what the deletes cost instead of what the table does.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from engine.clock import Clock
 from engine.crashpoint import crashpoint
-from engine.db import Connection, Database
+from engine.db import Database
 from engine.flow.bounds import Bound
-from engine.flow.movers.server_side import CHUNK_DEADLINE_S, open_for_chunks
-from engine.model import Backend, KeyValue, Observation, Side, Span
+from engine.flow.movers.both import BothSides
+from engine.flow.movers.server_side import CHUNK_DEADLINE_S
+from engine.model import KeyValue, Observation, Span
 from engine.sql import statements
 from engine.sql.statements import SourceShape, TargetShape, advance_call, key_list
 
 
-class SweepMover:
-    """Sweeps chunks of the target for one worker.  ``source_db`` is None when both tables are in one database."""
+class SweepMover(BothSides):
+    """Sweeps chunks of the target for one worker."""
 
     def __init__(
         self,
@@ -35,38 +40,9 @@ class SweepMover:
         source: SourceShape,
         target: TargetShape,
     ) -> None:
-        self._source_db = source_db
-        self._target_db = target_db
-        self._purpose = purpose
-        self._job_id = job_id
-        self._clock = clock
+        super().__init__(source_db, target_db, purpose, job_id, clock)
         self._source = source
         self._target = target
-        self._there: Connection | None = None  # the source, when it is another database
-        self._here: Connection | None = None
-
-    @property
-    def connection(self) -> Connection:
-        """The connection to the target, which holds the ledger too."""
-        assert self._here is not None, "open() first"
-        return self._here
-
-    def session(self, side: Side) -> Connection:
-        """The connection to that side's server."""
-        return self.connection if side is Side.TARGET or self._there is None else self._there
-
-    @property
-    def backends(self) -> tuple[Backend, ...]:
-        """One process on each side that there is."""
-        there = () if self._there is None else (self._there.backend,)
-        return (*there, self.connection.backend)
-
-    async def open(self) -> None:
-        """Connect, and force the lookups onto the indexes."""
-        await self.close()
-        self._here = await open_for_chunks(self._target_db, self._purpose)
-        if self._source_db is not None:
-            self._there = await open_for_chunks(self._source_db, self._purpose)
 
     async def move(self, span: Span, bound: Bound) -> Observation:
         """One chunk: usually one statement that finds nothing and advances."""
@@ -129,9 +105,7 @@ class SweepMover:
         """Which of the keys, by position, the source holds now."""
         if not keys:
             return set()
-        rows = await (self._there or self.connection).fetch(
-            statements.present(self._source.table, self._source.key.columns), key_list(keys)
-        )
+        rows = await (self._there or self.connection).fetch(statements.present(self._source), key_list(keys))
         return {row["n"] for row in rows}
 
     async def _clear(self, span: Span, bound: Bound, suspects: list[KeyValue]) -> int:
@@ -166,16 +140,36 @@ class SweepMover:
             raise
         return deleted
 
-    def abort(self) -> None:
-        """Drop the sockets."""
-        for connection in (self._there, self._here):
-            if connection is not None:
-                connection.abort()
 
-    async def close(self) -> None:
-        """Close the connections."""
-        there, self._there = self._there, None
-        here, self._here = self._here, None
-        for connection in (there, here):
-            if connection is not None:
-                await connection.close()
+class TombstoneMover(SweepMover):
+    """Sweeps what our triggers have buried: a chunk is a range of numbers of tombstones.
+
+    ``permutation``: for each column of the sweep's key, its place in the job's key.
+    """
+
+    def __init__(
+        self,
+        source_db: Database | None,
+        target_db: Database,
+        purpose: str,
+        job_id: int,
+        clock: Clock,
+        *,
+        source: SourceShape,
+        target: TargetShape,
+        job: str,
+        permutation: Sequence[int],
+    ) -> None:
+        super().__init__(source_db, target_db, purpose, job_id, clock, source=source, target=target)
+        self._job = job
+        self._permutation = permutation
+
+    async def _look(self, span: Span, bound: Bound) -> list[KeyValue] | None:  # noqa: ARG002 - as the base class
+        first = bound.after is None
+        rows = await self.connection.fetch(
+            statements.buried(self._permutation, first=first),
+            self._job,
+            None if bound.after is None else list(bound.after),
+            list(bound.to),
+        )
+        return [tuple(row["key"]) for row in rows]

@@ -9,25 +9,32 @@ job's result wrong, not merely slow; nothing here raises for a table or a spec t
 
 from engine.plan.preflight.catalogue import CATALOGUE, Code, refusals
 from engine.plan.preflight.columns import ColumnMap, MappedColumn, SkippedColumn, map_columns, plain_column
+from engine.plan.preflight.cost import readable_bytes
+from engine.plan.preflight.expressions import unrepeatable
 from engine.plan.preflight.facts import (
+    OUR_TRIGGERS,
+    DualWriteFacts,
     ExpressionFacts,
     PacingFacts,
     PlanCheck,
     PreflightFacts,
     ServerFacts,
     ServerPacing,
+    ServerState,
+    Slot,
 )
 from engine.plan.preflight.judge import preflight
 from engine.plan.preflight.keys import KeyChoice, choose_arbiter, choose_key, ranges_agree
 from engine.plan.preflight.pacing import MAINTAIN_VERSION_NUM, role_for
 from engine.plan.preflight.servers import required_privileges
-from engine.plan.preflight.tables import readable_bytes
 
 __all__ = [
     "CATALOGUE",
     "MAINTAIN_VERSION_NUM",
+    "OUR_TRIGGERS",
     "Code",
     "ColumnMap",
+    "DualWriteFacts",
     "ExpressionFacts",
     "KeyChoice",
     "MappedColumn",
@@ -36,7 +43,9 @@ __all__ = [
     "PreflightFacts",
     "ServerFacts",
     "ServerPacing",
+    "ServerState",
     "SkippedColumn",
+    "Slot",
     "choose_arbiter",
     "choose_key",
     "map_columns",
@@ -47,4 +56,5 @@ __all__ = [
     "refusals",
     "required_privileges",
     "role_for",
+    "unrepeatable",
 ]

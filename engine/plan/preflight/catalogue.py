@@ -28,6 +28,7 @@ class Code(StrEnum):
     KEY_CHANGES_VALUE = "KEY_CHANGES_VALUE"
     KEY_TYPE_OPAQUE = "KEY_TYPE_OPAQUE"
     KEY_UPDATABLE = "KEY_UPDATABLE"
+    COLLATION_OUTDATED = "COLLATION_OUTDATED"
     # The tables
     TABLE_KIND = "TABLE_KIND"
     UNLOGGED_TARGET = "UNLOGGED_TARGET"
@@ -39,10 +40,18 @@ class Code(StrEnum):
     TRIGGERS_ON_SOURCE = "TRIGGERS_ON_SOURCE"
     TRIGGERS_ON_TARGET = "TRIGGERS_ON_TARGET"
     FOREIGN_KEYS = "FOREIGN_KEYS"
+    FOREIGN_KEYS_UNINDEXED = "FOREIGN_KEYS_UNINDEXED"
+    EXCLUSION_CONSTRAINTS = "EXCLUSION_CONSTRAINTS"
+    CONSTRAINTS_NOT_VALID = "CONSTRAINTS_NOT_VALID"
     RULES = "RULES"
     ROW_SECURITY = "ROW_SECURITY"
     INHERITANCE = "INHERITANCE"
     PARTITION_ROW_MOVEMENT = "PARTITION_ROW_MOVEMENT"
+    PARTITIONS_UNHEARD = "PARTITIONS_UNHEARD"
+    NO_DEFAULT_PARTITION = "NO_DEFAULT_PARTITION"
+    PUBLISHED = "PUBLISHED"
+    REPLICA_IDENTITY = "REPLICA_IDENTITY"
+    SUBSCRIBED = "SUBSCRIBED"
     # The columns
     COLUMN_MISSING = "COLUMN_MISSING"
     COLUMN_UNFILLED = "COLUMN_UNFILLED"
@@ -55,6 +64,7 @@ class Code(StrEnum):
     SEQUENCE_BEHIND = "SEQUENCE_BEHIND"
     NEWEST_COLUMN = "NEWEST_COLUMN"
     NEWEST_NULLABLE = "NEWEST_NULLABLE"
+    ENCODINGS_DIFFER = "ENCODINGS_DIFFER"
     # The expressions
     EXPRESSION_INVALID = "EXPRESSION_INVALID"
     EXPRESSION_TYPE = "EXPRESSION_TYPE"
@@ -66,13 +76,16 @@ class Code(StrEnum):
     DONE_SKIPS_DEFAULTS = "DONE_SKIPS_DEFAULTS"
     # The application
     DUAL_WRITE_MISSING = "DUAL_WRITE_MISSING"
+    DUAL_WRITE_OUTDATED = "DUAL_WRITE_OUTDATED"
+    OVERWRITES_DUAL_WRITE = "OVERWRITES_DUAL_WRITE"
     DELETES_UNGUARDED = "DELETES_UNGUARDED"
     # The servers
     PRIVILEGES = "PRIVILEGES"
     SUPERUSER = "SUPERUSER"
     READ_ONLY_SERVER = "READ_ONLY_SERVER"
-    SERVER_VERSION = "SERVER_VERSION"
     SERVER_UNTESTED = "SERVER_UNTESTED"
+    LONG_TRANSACTION = "LONG_TRANSACTION"
+    CONNECTIONS_SHORT = "CONNECTIONS_SHORT"
     # What it will cost
     STATISTICS_MISSING = "STATISTICS_MISSING"
     PLAN_SCANS_TABLE = "PLAN_SCANS_TABLE"
@@ -82,6 +95,13 @@ class Code(StrEnum):
     HOT_UPDATES = "HOT_UPDATES"
     FILLFACTOR = "FILLFACTOR"
     GROWTH = "GROWTH"
+    AUTOVACUUM_OFF = "AUTOVACUUM_OFF"
+    WIDE_ROWS = "WIDE_ROWS"
+    INDEXES_BEFORE_COPY = "INDEXES_BEFORE_COPY"
+    DISK_ROOM = "DISK_ROOM"
+    WAL_VOLUME = "WAL_VOLUME"
+    SLOTS_RETAIN_WAL = "SLOTS_RETAIN_WAL"
+    STANDBYS = "STANDBYS"
     # The pace
     SIGNAL_RIGHTS = "SIGNAL_RIGHTS"
     SIGNAL_WITHOUT_SUBJECT = "SIGNAL_WITHOUT_SUBJECT"
@@ -99,20 +119,35 @@ class Entry:
     """What holds for every finding of one code."""
 
     severity: Severity
-    acceptable: bool = False  # a refusal that turns into a warning when the spec's ``accept`` names it
+    acceptable: bool = False  # ``accept`` in the spec decides it: a refusal becomes a warning, a warning is marked
 
 
 _REFUSE: Final = Entry(Severity.REFUSE)
 _DECIDE: Final = Entry(Severity.REFUSE, acceptable=True)
 _WARN: Final = Entry(Severity.WARN)
+_DECLARE: Final = Entry(Severity.WARN, acceptable=True)
 _ADVISE: Final = Entry(Severity.ADVISE)
 
 _DECISIONS: Final = frozenset(
-    {Code.TRIGGERS_ON_SOURCE, Code.TRIGGERS_ON_TARGET, Code.FOREIGN_KEYS, Code.RULES, Code.INHERITANCE}
+    {
+        Code.COLLATION_OUTDATED,
+        Code.TRIGGERS_ON_SOURCE,
+        Code.TRIGGERS_ON_TARGET,
+        Code.FOREIGN_KEYS,
+        Code.RULES,
+        Code.INHERITANCE,
+    }
 )
+_DECLARATIONS: Final = frozenset({Code.DUAL_WRITE_MISSING})
 _WARNINGS: Final = frozenset(
     {
         Code.PARTITION_ROW_MOVEMENT,
+        Code.PARTITIONS_UNHEARD,
+        Code.PUBLISHED,
+        Code.SUBSCRIBED,
+        Code.FOREIGN_KEYS_UNINDEXED,
+        Code.EXCLUSION_CONSTRAINTS,
+        Code.CONSTRAINTS_NOT_VALID,
         Code.SEVERAL_UNIQUE,
         Code.COLUMNS_LEFT_BEHIND,
         Code.TYPE_NARROWS,
@@ -120,8 +155,13 @@ _WARNINGS: Final = frozenset(
         Code.EXPRESSION_TYPE,
         Code.EXPRESSION_VOLATILE,
         Code.DONE_SKIPS_DEFAULTS,
-        Code.DUAL_WRITE_MISSING,
+        Code.OVERWRITES_DUAL_WRITE,
+        Code.ENCODINGS_DIFFER,
         Code.SUPERUSER,
+        Code.LONG_TRANSACTION,
+        Code.CONNECTIONS_SHORT,
+        Code.AUTOVACUUM_OFF,
+        Code.SLOTS_RETAIN_WAL,
         Code.SIGNAL_WITHOUT_SUBJECT,
         Code.VACUUM_HELD_BACK,
         Code.DEADLINE_UNREACHABLE,
@@ -145,6 +185,12 @@ _ADVICE: Final = frozenset(
         Code.HOT_UPDATES,
         Code.FILLFACTOR,
         Code.GROWTH,
+        Code.NO_DEFAULT_PARTITION,
+        Code.WIDE_ROWS,
+        Code.INDEXES_BEFORE_COPY,
+        Code.DISK_ROOM,
+        Code.WAL_VOLUME,
+        Code.STANDBYS,
         Code.PRESENCE_UNSEEN,
         Code.WINDOW_CLOSED,
     }
@@ -155,6 +201,8 @@ def _entry(code: Code) -> Entry:
     # A code in none of the sets refuses: whoever adds one and forgets to grade it errs on the safe side.
     if code in _DECISIONS:
         return _DECIDE
+    if code in _DECLARATIONS:
+        return _DECLARE
     if code in _WARNINGS:
         return _WARN
     return _ADVISE if code in _ADVICE else _REFUSE
@@ -180,7 +228,8 @@ def settle(findings: Iterable[Finding], accepted: Sequence[str]) -> tuple[Findin
     """Apply the spec's ``accept`` list, drop repetitions, and put the worst first.
 
     A refusal that asks for a decision becomes a warning once its code is accepted; until then its remedy says how to
-    accept it.  Names in ``accepted`` that can have no effect are reported themselves.
+    accept it.  A warning that asks for a declaration stays one, and says that it was given.  Names in ``accepted`` that
+    can have no effect are reported themselves.
     """
     settled = [_decided(f, accepted) for f in dict.fromkeys(findings)]
     settled += [_useless(name) for name in dict.fromkeys(accepted) if not _may_accept(name)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from engine.model import Column, Finding, Table
 from engine.plan.preflight.catalogue import Code, did_you_mean, finding
@@ -102,6 +102,19 @@ def _done(facts: PreflightFacts, written: Sequence[Column]) -> Iterator[Finding]
         )
 
 
+def unrepeatable(expressions: Iterable[ExpressionFacts], written: Collection[str], source: Table) -> frozenset[str]:
+    """The columns whose expression would give something else if it were computed again: it calls a volatile function,
+    asks for the time, or reads one of the columns that the job itself writes (``written``; empty where that is another
+    table).
+    """
+    return frozenset(
+        e.column
+        for e in expressions
+        if e.column is not None
+        and (e.passing or not e.identifiers.isdisjoint(written) or (written and _reads_whole_row(e, source)))
+    )
+
+
 def _reads_whole_row(expression: ExpressionFacts, source: Table) -> bool:
     """True when the table's own name stands in the expression for the row, as in ``to_jsonb(orders)``."""
     name = source.name.name
@@ -126,10 +139,10 @@ def _predicate(expression: ExpressionFacts) -> Iterator[Finding]:
 
 
 def _value(facts: PreflightFacts, expression: ExpressionFacts) -> Iterator[Finding]:
-    if expression.clause == "columns" and expression.volatile:
+    if expression.clause == "columns" and expression.passing:
         yield finding(
             Code.EXPRESSION_VOLATILE,
-            f"{expression.place} calls {_listed(expression.volatile)}, which gives another value each time:"
+            f"{expression.place} calls {_listed(expression.passing)}, which gives another value each time:"
             " verification cannot compare this column",
             "let the target's default fill it, or accept that it stays unverified",
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 
-from engine.model import Mode, Side, Table
+from engine.model import Mode, Side, Table, Trigger
 from engine.spec import JobSpec, TableRef
 
 
@@ -35,6 +35,45 @@ class ServerFacts(Protocol):
         ...
 
 
+OUR_TRIGGERS: Final = "zz_backfill_"
+"""What the names of our own dual-write triggers begin with, of whichever job."""
+
+MOMENTARY: Final = frozenset(
+    {
+        "clock_timestamp",
+        "current_date",
+        "current_role",
+        "current_time",
+        "current_timestamp",
+        "current_user",
+        "localtime",
+        "localtimestamp",
+        "now",
+        "pg_backend_pid",
+        "pg_current_xact_id",
+        "session_user",
+        "statement_timestamp",
+        "transaction_timestamp",
+        "txid_current",
+    }
+)
+"""What PostgreSQL calls stable, and is another value in the next transaction or session all the same."""
+
+KEYWORDS: Final = frozenset(
+    {
+        "current_date",
+        "current_role",
+        "current_time",
+        "current_timestamp",
+        "current_user",
+        "localtime",
+        "localtimestamp",
+        "session_user",
+    }
+)
+"""Those of them that are written without brackets."""
+
+
 def in_sql(table: Table) -> str:
     """The table's name as a person may paste it into SQL: quoted where it must be."""
     return str(TableRef(table.name.schema, table.name.name))
@@ -58,6 +97,12 @@ class ExpressionFacts:
     not_scalar: frozenset[str] = frozenset()  # aggregates, window functions, functions that return sets
     type_name: str = ""  # format_type of the result; empty when unknown
     error: str = ""  # what the server, or the lexer, says is wrong with it
+
+    @property
+    def passing(self) -> frozenset[str]:
+        """What in it gives another value when it is computed again later: volatile functions, and the time of day."""
+        # Keywords such as CURRENT_DATE are among the names, and no column can be called so without quotes.
+        return self.volatile | (self.functions & MOMENTARY) | (self.identifiers & (MOMENTARY & KEYWORDS))
 
     @property
     def place(self) -> str:
@@ -100,11 +145,44 @@ class PacingFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """A replication slot of one of the job's servers."""
+
+    name: str
+    active: bool
+    retained_bytes: int  # WAL that is kept for it now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerState:
+    """What one of the job's servers has room for, and who is at work in the database, at this moment."""
+
+    encoding: str = "UTF8"
+    max_wal_bytes: int = 1 << 30  # max_wal_size: a checkpoint is forced whenever so much was written
+    slot_keep_bytes: int | None = None  # max_slot_wal_keep_size; None: slots keep all
+    slots: tuple[Slot, ...] = ()
+    database_bytes: int | None = None
+    sessions_free: int | None = None  # that we may still open; None: nobody looked
+    sessions_limit: str = ""  # which limit that is: "max_connections (100)"
+    long_transactions: tuple[str, ...] = ()  # who has been in a transaction of this database for a minute and more
+    rights_missing: tuple[str, ...] = ()  # besides those on tables: "worker lacks CREATE on database shop (…)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DualWriteFacts:
+    """What was found of the dual-write triggers that this program installs for this job."""
+
+    installed: bool
+    intact: bool  # they are, to the letter, those that the spec asks for now, and enabled
+    problems: tuple[str, ...] = ()  # what is missing or different
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreflightFacts:
     """Everything that preflight judges.
 
     ``target`` is None in place, and where the target table does not exist.  ``target_has_rows`` is None when nobody
-    looked.
+    looked.  ``states`` has the target's side only where it is another database, and no side that nobody looked at.
     """
 
     spec: JobSpec
@@ -117,6 +195,24 @@ class PreflightFacts:
     plans: tuple[PlanCheck, ...] = ()
     target_has_rows: bool | None = None
     pacing: PacingFacts | None = None  # None: nobody looked
+    rows: float | None = None  # of the source, as planned; None: nobody knows
+    states: Mapping[Side, ServerState] = field(default_factory=dict)
+    dual_write: DualWriteFacts | None = None  # None: nobody looked, or triggers cannot do it (another database)
+
+    @property
+    def is_dual_written(self) -> bool:
+        """True when our own triggers carry every change of the source over, in whatever order it happens."""
+        return self.dual_write is not None and self.dual_write.installed and self.dual_write.intact
+
+    @property
+    def strangers(self) -> tuple[Trigger, ...]:
+        """The source's triggers without our own."""
+        return tuple(t for t in self.source.triggers if not t.name.startswith(OUR_TRIGGERS))
+
+    @property
+    def written_state(self) -> ServerState | None:
+        """The state of the server that the job writes; None when nobody looked."""
+        return self.states.get(Side.TARGET) or self.states.get(Side.SOURCE)
 
     @property
     def in_place(self) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.model import Finding
-from engine.plan.preflight.catalogue import settle
+from engine.plan.preflight.catalogue import Code, finding, settle
 from engine.plan.preflight.columns import ColumnMap, map_columns
+from engine.plan.preflight.cost import check_cost
 from engine.plan.preflight.expressions import check_expressions, check_set
-from engine.plan.preflight.facts import PreflightFacts
+from engine.plan.preflight.facts import PreflightFacts, in_sql
 from engine.plan.preflight.keys import KeyChoice, choose_key
 from engine.plan.preflight.pacing import check_pacing
-from engine.plan.preflight.servers import check_application, check_cost, check_servers
-from engine.plan.preflight.tables import check_arbiter, check_growth, check_tables
+from engine.plan.preflight.servers import check_application, check_servers
+from engine.plan.preflight.tables import check_arbiter, check_tables
+from engine.plan.preflight.writes import check_writes
 
 
 def preflight(facts: PreflightFacts) -> tuple[Finding, ...]:
@@ -31,7 +33,8 @@ def preflight(facts: PreflightFacts) -> tuple[Finding, ...]:
 def _findings(facts: PreflightFacts, choice: KeyChoice, columns: ColumnMap | None) -> Iterator[Finding]:
     yield from check_servers(facts)
     yield from check_tables(facts)
-    yield from choice.findings
+    yield from check_writes(facts)
+    yield from _key(facts, choice)
     if columns is not None:
         yield from columns.findings
         if choice.key is not None:
@@ -40,6 +43,21 @@ def _findings(facts: PreflightFacts, choice: KeyChoice, columns: ColumnMap | Non
     if facts.in_place:
         yield from check_set(facts, choice)
     yield from check_cost(facts, columns)
-    yield from check_growth(facts)
     yield from check_application(facts)
     yield from check_pacing(facts)
+
+
+def _key(facts: PreflightFacts, choice: KeyChoice) -> Iterator[Finding]:
+    # A key that changes is no danger to rows that our triggers carry over.
+    yield from (f for f in choice.findings if f.code != Code.KEY_UPDATABLE or not facts.is_dual_written)
+    source = facts.source
+    outdated = [n for n in choice.key.names if n in source.outdated_collations] if choice.key is not None else []
+    if choice.key is not None and outdated:
+        yield finding(
+            Code.COLLATION_OUTDATED,
+            f"index {choice.key.index} of {source.name} was built with another version of the collation of"
+            f" {', '.join(outdated)} than the server has now: it may not be in the order that the server believes it to"
+            " be, and rows that stand in the wrong place would be left out",
+            f"REINDEX TABLE CONCURRENTLY {in_sql(source)}, then ALTER COLLATION … (or DATABASE …) REFRESH"
+            " [COLLATION] VERSION",
+        )

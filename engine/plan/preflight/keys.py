@@ -35,7 +35,8 @@ def choose_arbiter(key_columns: Sequence[str], target: Table) -> Index | None:
     """The target's index that can arbitrate conflicts on exactly ``key_columns``, in any order; None without one.
 
     Partial, deferrable and expression indexes are no arbiters: the first lets keys through, the second decides too
-    late, the third means something else.
+    late, the third means something else.  Nor are those of exclusion constraints (WITHOUT OVERLAPS), which ON CONFLICT
+    cannot name.
     """
     wanted = sorted(key_columns)
     fitting = [
@@ -60,7 +61,7 @@ def ranges_agree(key: Key, target_columns: Sequence[Column]) -> bool:
 
 
 def _arbitrates(index: Index) -> bool:
-    return index.unique and index.immediate and index.valid and not index.partial
+    return index.unique and index.immediate and index.valid and not index.partial and not index.exclusion
 
 
 def _named_key(names: Sequence[str], source: Table) -> KeyChoice:

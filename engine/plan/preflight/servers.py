@@ -1,19 +1,27 @@
-"""What about servers, rights, statistics and plans stands in the way, and what the application must do meanwhile."""
+"""What about servers and rights stands in the way, and what the application must do meanwhile."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-from engine.model import ConflictPolicy, Deletes, Finding, Mode, Table
+from engine.model import ConflictPolicy, Deletes, Finding, Mode, Side, Table
 from engine.plan.preflight.catalogue import Code, finding
-from engine.plan.preflight.columns import ColumnMap
-from engine.plan.preflight.facts import PreflightFacts, ServerFacts, in_sql
+from engine.plan.preflight.facts import PreflightFacts, ServerFacts, ServerState
 from engine.spec import JobSpec
 
-# As server_version_num: 14.0, and the first major version that the test suite does not run against.
-OLDEST_VERSION_NUM: Final = 140000
 UNTESTED_VERSION_NUM: Final = 190000
+"""As server_version_num: the first major version that the test suite does not run against.  Connecting has refused
+those that are too old."""
+
+# Beside the workers: the control session, two latency probes, two watchers, one for VACUUM or for ending old sessions.
+_OTHER_SESSIONS: Final = 6
+_WORKERS_PER_WALKER: Final = 2  # who looks for the bounds of chunks, on the source
+_SHOWN: Final = 3
+
+
+_GRANTS: Final = "`backfill grants` prints the GRANT script for this job"
+_INSTALL: Final = "`backfill dualwrite FILE --install` makes triggers that do it; or "
 
 
 def required_privileges(spec: JobSpec, mode: Mode) -> tuple[frozenset[str], frozenset[str]]:
@@ -30,7 +38,7 @@ def required_privileges(spec: JobSpec, mode: Mode) -> tuple[frozenset[str], froz
 
 
 def check_servers(facts: PreflightFacts) -> Iterator[Finding]:
-    """Versions, recovery, and what the role may do."""
+    """Versions, recovery, what the role may do, who is in the way there, and whether there is room for our sessions."""
     sides = [("source", facts.source_server)]
     if facts.target_server is not None and facts.target_server is not facts.source_server:
         sides.append(("target", facts.target_server))
@@ -40,40 +48,8 @@ def check_servers(facts: PreflightFacts) -> Iterator[Finding]:
     yield from _privileges(on_source, facts.source, facts)
     if facts.target is not None:
         yield from _privileges(on_target, facts.target, facts)
-
-
-def check_cost(facts: PreflightFacts, columns: ColumnMap | None) -> Iterator[Finding]:
-    """Statistics, plans, and whether rows can travel in binary."""
-    source = facts.source
-    if source.rows < 0:
-        yield finding(
-            Code.STATISTICS_MISSING,
-            f"{source.name} was never analysed: spans, progress and plans are guesses",
-            f"ANALYZE {in_sql(source)}",
-        )
-    for plan in facts.plans:
-        read = f"; index {plan.index} is there" if plan.index else ""
-        nodes = ", ".join(plan.node_types)
-        if plan.forced:
-            yield finding(
-                Code.PLAN_FORCED,
-                f"the planner would rather scan {source.name} for {plan.query}; the job forces it to the index"
-                f" ({nodes}{f' on {plan.index}' if plan.index else ''})",
-                f"ANALYZE {in_sql(source)}; a small table is scanned by right, and then this means nothing",
-            )
-        elif plan.scans_table:
-            yield finding(
-                Code.PLAN_SCANS_TABLE,
-                f"{plan.query} would read all of {source.name} for each chunk ({nodes}){read}",
-                f"ANALYZE {in_sql(source)}, and see that the key's index is valid and not hidden by enable_* settings",
-            )
-    if facts.mode is Mode.COPY and columns is not None and columns.not_binary:
-        yield finding(
-            Code.BINARY_COPY_IMPOSSIBLE,
-            f"{', '.join(columns.not_binary)} of {facts.target.name if facts.target else 'the target'}"
-            " cannot travel in binary between databases: rows are copied as text, which is slower",
-            "nothing needs doing",
-        )
+    for side, state in facts.states.items():
+        yield from _state(facts, side, state)
 
 
 def check_application(facts: PreflightFacts) -> Iterator[Finding]:
@@ -93,13 +69,7 @@ def check_application(facts: PreflightFacts) -> Iterator[Finding]:
 
 def _server(side: str, server: ServerFacts, spec: JobSpec) -> Iterator[Finding]:
     major = server.version_num // 10000
-    if server.version_num < OLDEST_VERSION_NUM:
-        yield finding(
-            Code.SERVER_VERSION,
-            f"the {side} server is PostgreSQL {major}, and {OLDEST_VERSION_NUM // 10000} is the oldest that works",
-            "upgrade the server",
-        )
-    elif server.version_num >= UNTESTED_VERSION_NUM:
+    if server.version_num >= UNTESTED_VERSION_NUM:
         yield finding(
             Code.SERVER_UNTESTED,
             f"the {side} server is PostgreSQL {major}, newer than any that this version was tested with",
@@ -126,20 +96,68 @@ def _privileges(needed: frozenset[str], table: Table, facts: PreflightFacts) -> 
         yield finding(
             Code.PRIVILEGES,
             f"role {facts.spec.role or server.user} lacks {', '.join(missing)} on {table.name}",
-            "`backfill grants` prints the GRANT script for this job",
+            _GRANTS,
+        )
+    if needed and not table.schema_usage:
+        server = facts.source_server if table is facts.source else facts.target_server or facts.source_server
+        yield finding(
+            Code.PRIVILEGES,
+            f"role {facts.spec.role or server.user} lacks USAGE on the schema of {table.name}",
+            _GRANTS,
         )
 
 
+def _state(facts: PreflightFacts, side: Side, state: ServerState) -> Iterator[Finding]:
+    for missing in state.rights_missing:
+        yield finding(Code.PRIVILEGES, f"role {missing}", _GRANTS)
+    if state.long_transactions:
+        shown = ", ".join(state.long_transactions[:_SHOWN])
+        more = len(state.long_transactions) - _SHOWN
+        yield finding(
+            Code.LONG_TRANSACTION,
+            f"somebody has been in a transaction of the {side} database for long: {shown}"
+            f"{f' and {more} more' if more > 0 else ''}; the job moves nothing before that has ended",
+            "let it end, or end it (pg_terminate_backend, ROLLBACK PREPARED)",
+        )
+    needed = _sessions(facts, side)
+    if state.sessions_free is not None and needed > state.sessions_free:
+        yield finding(
+            Code.CONNECTIONS_SHORT,
+            f"the job opens up to {needed} sessions on the {side} server, and {state.sessions_free} are left of"
+            f" {state.sessions_limit}",
+            "lower workers, raise the limit, or have others disconnect",
+        )
+
+
+def _sessions(facts: PreflightFacts, side: Side) -> int:
+    """How many sessions one process of the job may have at once on that side."""
+    workers = facts.spec.workers
+    walkers = -(-workers // _WORKERS_PER_WALKER)
+    alone = facts.mode is not Mode.COPY
+    return workers + _OTHER_SESSIONS + (walkers if alone or side is Side.SOURCE else 0)
+
+
 def _dual_write(facts: PreflightFacts) -> Iterator[Finding]:
-    source = facts.source
-    writers = [t for t in source.triggers if t.enabled and t.row_level]
+    source, found = facts.source, facts.dual_write
+    if facts.is_dual_written:
+        return
+    if found is not None and found.installed:
+        yield finding(
+            Code.DUAL_WRITE_OUTDATED,
+            f"the dual-write triggers of {source.name} are not those that this spec asks for:"
+            f" {'; '.join(found.problems) or 'they differ'}",
+            "`backfill dualwrite FILE --install` brings them up to date",
+        )
+        return
+    # Those of another job carry rows to another place.
+    writers = [t for t in facts.strangers if t.enabled and t.row_level]
     if facts.in_place:
         if not any(t.before and t.on_insert for t in writers):
             yield finding(
                 Code.DUAL_WRITE_MISSING,
                 f"no trigger of {source.name} fills {', '.join(facts.spec.set)} in rows that are inserted meanwhile,"
                 " and the job does not look past the last key of its beginning",
-                "let the application or a BEFORE INSERT OR UPDATE trigger fill them before the job starts",
+                f"{_INSTALL}let the application or a trigger of your own fill them before the job starts",
             )
         return
     unheard = [
@@ -156,7 +174,8 @@ def _dual_write(facts: PreflightFacts) -> Iterator[Finding]:
             Code.DUAL_WRITE_MISSING,
             f"no trigger of {source.name} hears {', '.join(unheard)}: changes made behind the job's cursor do not reach"
             " the target",
-            "let the application write both tables (dual-write) before the job starts, unless nobody writes the source",
+            f"{_INSTALL if facts.mode is Mode.INSERT else ''}let the application write both tables (dual-write) before"
+            " the job starts, unless nobody writes the source",
         )
 
 

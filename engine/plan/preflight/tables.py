@@ -1,17 +1,18 @@
-"""What about the tables themselves stands in the way: their kind, their indexes, what fires or locks on a write."""
+"""What about the tables themselves stands in the way: their kind, their parts, and how the target tells rows apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
-from engine.model import Column, ConflictPolicy, Deletes, Finding, Index, Key, Mode, Table, Trigger
+from engine.model import Column, ConflictPolicy, Finding, Index, Key, Mode, Table
 from engine.plan.keyspace import kind_of
 from engine.plan.preflight.catalogue import Code, finding
 from engine.plan.preflight.columns import ColumnMap
 from engine.plan.preflight.facts import PreflightFacts, in_sql
 from engine.plan.preflight.fits import loses
 from engine.plan.preflight.keys import choose_arbiter, ranges_agree
+from engine.plan.preflight.writes import names_of
 
 _KINDS: Final = {
     "v": "a view",
@@ -24,15 +25,12 @@ _KINDS: Final = {
     "t": "a TOAST table",
 }
 _TABLE_KINDS: Final = ("r", "p")
-_MIB: Final = 1 << 20
-# Growth below this is not worth a line.
-_NOTABLE_GROWTH_BYTES: Final = 64 * _MIB
-# A page has room for a second version of most of its rows only below this.
-_ROOMY_FILLFACTOR: Final = 90
+# A hash-partitioned table has a place for every row.
+_WITH_GAPS: Final = frozenset({"list", "range"})
 
 
 def check_tables(facts: PreflightFacts) -> Iterator[Finding]:
-    """Kind, persistence and identity of the tables, and what happens on them when rows are written."""
+    """Kind and identity of the tables, their children and partitions, and whose rows are hidden."""
     source, target, spec = facts.source, facts.target, facts.spec
     yield from _kind(source)
     if not facts.in_place:
@@ -52,10 +50,9 @@ def check_tables(facts: PreflightFacts) -> Iterator[Finding]:
                     "name another target, or leave target out and use set to fill columns in place",
                 )
     yield from _inheritance(source)
-    if facts.in_place and source.partitions:
-        yield from _row_movement(source)
-    if (written := facts.written) is not None:
-        yield from _writes(facts, written)
+    if target is not None:
+        yield from _inheritance(target)
+    yield from _partitions(facts)
     if source.row_security:
         yield _row_security(source, "read")
     if target is not None and target.row_security:
@@ -81,11 +78,11 @@ def check_arbiter(facts: PreflightFacts, columns: ColumnMap, key: Key) -> Iterat
             " application at once would be there twice",
             f"CREATE UNIQUE INDEX CONCURRENTLY on {in_sql(target)} ({names}), neither partial nor deferrable",
         )
-    others = [i for i in target.indexes if i.unique and not _implied(i, arbiter)]
+    others = [i for i in target.indexes if i.unique and not i.exclusion and not _implied(i, arbiter)]
     if others:
         yield finding(
             Code.SEVERAL_UNIQUE,
-            f"{target.name} has other unique indexes than the key's: {_names(others)};"
+            f"{target.name} has other unique indexes than the key's: {names_of(others)};"
             " a source row that collides in one of them stops the job",
             "make sure that the source is unique in the same way, or create these indexes after the job",
         )
@@ -119,51 +116,6 @@ def _changing_keys(facts: PreflightFacts, key: Key, places: Sequence[Column]) ->
         )
 
 
-def check_growth(facts: PreflightFacts) -> Iterator[Finding]:
-    """What an update in place does to the heap and its indexes."""
-    source, names = facts.source, set(facts.spec.set)
-    if not facts.in_place:
-        return
-    touched = [i for i in source.indexes if names & set(i.columns)]
-    if touched:
-        yield finding(
-            Code.HOT_UPDATES,
-            f"set writes columns that are indexed ({_names(touched)}): no update can be HOT, and each adds an entry to"
-            f" all {len(source.indexes)} indexes of {source.name}",
-            "create these indexes after the job (CREATE INDEX CONCURRENTLY)",
-        )
-    if source.heap_bytes < _NOTABLE_GROWTH_BYTES:
-        return
-    if not touched and not source.partitions and source.fillfactor > _ROOMY_FILLFACTOR:
-        yield finding(
-            Code.FILLFACTOR,
-            f"{source.name} has fillfactor {source.fillfactor}: its pages have no room for new row versions, so most"
-            " updates are not HOT and touch every index",
-            "a lower fillfactor helps tables that are rewritten (VACUUM FULL, CLUSTER, pg_repack) before the job;"
-            " otherwise let autovacuum make room while the job runs slowly",
-        )
-    yield finding(
-        Code.GROWTH,
-        f"the heap of {source.name} ({readable_bytes(source.heap_bytes)}) will grow by up to its own size, and its"
-        f" indexes ({readable_bytes(source.index_bytes)}) likewise, since every updated row leaves its old version"
-        " behind until vacuum takes it away",
-        "see that there is room on disk and in the WAL archive; let autovacuum run on the table meanwhile",
-    )
-
-
-def readable_bytes(size: float) -> str:
-    """``293 MiB``, ``1.2 TiB``: three digits are enough for an estimate."""
-    value, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    while value >= 1024 and len(units) > 1:
-        value /= 1024
-        units.pop(0)
-    return f"{value:.1f} {units[0]}" if value < 10 and units[0] != "B" else f"{value:.0f} {units[0]}"
-
-
-def _names(things: Iterable[Index | Trigger]) -> str:
-    return ", ".join(thing.name for thing in things)
-
-
 def _kind(table: Table) -> Iterator[Finding]:
     if table.kind not in _TABLE_KINDS or table.persistence == "t":
         what = "a temporary table" if table.persistence == "t" else _KINDS.get(table.kind, f"of kind {table.kind}")
@@ -172,103 +124,52 @@ def _kind(table: Table) -> Iterator[Finding]:
             f"{table.name} is {what}, and only ordinary and partitioned tables can be backfilled",
             "name the table that holds the rows",
         )
+    if table.foreign_partitions:
+        yield finding(
+            Code.TABLE_KIND,
+            f"{table.name} has partitions that are foreign tables ({', '.join(table.foreign_partitions)}): what is"
+            " written there does not commit together with the cursor",
+            "make a job for each of the other partitions, or detach these",
+        )
 
 
-def _inheritance(source: Table) -> Iterator[Finding]:
-    if source.inheritance_children:
+def _inheritance(table: Table) -> Iterator[Finding]:
+    if table.inheritance_children:
         yield finding(
             Code.INHERITANCE,
-            f"{source.name} has children by inheritance ({source.inheritance_children}): its key is unique and indexed"
+            f"{table.name} has children by inheritance ({table.inheritance_children}): its key is unique and indexed"
             " in each of them, and not over all",
             "make one job for each child",
         )
 
 
-def _row_movement(source: Table) -> Iterator[Finding]:
-    yield finding(
-        Code.PARTITION_ROW_MOVEMENT,
-        f"{source.name} has {source.partitions} partitions: a row that the application moves to another one changes"
-        " its key, and when it moves behind the cursor the job does not see it again",
-        "make sure that nothing updates the partition key meanwhile, or verify afterwards",
-    )
-
-
-def _writes(facts: PreflightFacts, written: Table) -> Iterator[Finding]:
-    """What happens on ``written`` when the job writes it."""
-    if written.persistence == "u":
+def _partitions(facts: PreflightFacts) -> Iterator[Finding]:
+    source, target = facts.source, facts.target
+    if facts.in_place and source.partitions and not facts.is_dual_written:
         yield finding(
-            Code.UNLOGGED_TARGET,
-            f"{written.name} is unlogged: a crash of the server empties it, and the ledger would still say that its"
-            " rows were moved",
-            f"ALTER TABLE {in_sql(written)} SET LOGGED before the job",
+            Code.PARTITION_ROW_MOVEMENT,
+            f"{source.name} has {source.partitions} partitions: a row that the application moves to another one changes"
+            " its key, and when it moves behind the cursor the job does not see it again",
+            "make sure that nothing updates the partition key meanwhile, or verify afterwards",
         )
-    events = _events(facts)
-    firing = [t for t in written.triggers if t.enabled and _fires(t, events)]
-    if firing:
-        code = Code.TRIGGERS_ON_SOURCE if facts.in_place else Code.TRIGGERS_ON_TARGET
-        each = "for each row" if any(t.row_level for t in firing) else "for each chunk"
-        yield finding(
-            code,
-            f"triggers of {written.name} fire {each} that the job writes: {_names(firing)}",
-            "see that they may fire for every row again (no mails, no queues, no audit of every row),"
-            " or let them pass over sessions whose application_name begins with backfill/",
+    if source.partitions:
+        unheard = (
+            "the rows of one that is attached meanwhile may lie behind the cursor"
+            if facts.in_place
+            else "what is attached, detached or truncated meanwhile is not carried over to the target"
         )
-    if written.rules:
         yield finding(
-            Code.RULES,
-            f"{written.name} has rules ({', '.join(written.rules)}), which rewrite the job's statements,"
-            " and which COPY ignores",
-            "drop them, or use triggers instead",
+            Code.PARTITIONS_UNHEARD,
+            f"{source.name} has {source.partitions} partitions, and no row trigger hears what happens to a whole one:"
+            f" {unheard}",
+            "attach, detach and truncate partitions before or after the job, and verify it where that was not possible",
         )
-    if not facts.in_place:
-        yield from _inheritance(written)
-    yield from _foreign_keys(facts, written, events)
-
-
-def _events(facts: PreflightFacts) -> frozenset[str]:
-    """The kinds of statement that the job runs on the table it writes."""
-    if facts.in_place:
-        return frozenset({"update"})
-    events = {"insert"}
-    if facts.spec.on_conflict.policy in (ConflictPolicy.REPLACE, ConflictPolicy.NEWEST):
-        events.add("update")
-    if facts.spec.deletes is Deletes.GUARDED:
-        events.add("delete")
-    return frozenset(events)
-
-
-def _fires(trigger: Trigger, events: frozenset[str]) -> bool:
-    return (
-        (trigger.on_insert and "insert" in events)
-        or (trigger.on_update and "update" in events)
-        or (trigger.on_delete and "delete" in events)
-    )
-
-
-def _foreign_keys(facts: PreflightFacts, written: Table, events: frozenset[str]) -> Iterator[Finding]:
-    touched = set(facts.spec.set) if facts.in_place else None
-    outgoing = [f for f in written.foreign_keys if f.outgoing and (touched is None or touched & set(f.columns))]
-    # Rows pointing here matter when ours are taken out again, or when a referenced column changes.
-    incoming = [
-        f
-        for f in written.foreign_keys
-        if not f.outgoing and ("delete" in events if touched is None else touched & set(f.columns))
-    ]
-    if outgoing:
-        named = ", ".join(f"{f.name} to {f.other_table}" for f in outgoing)
+    if target is not None and target.partitioned_by in _WITH_GAPS and not target.has_default_partition:
         yield finding(
-            Code.FOREIGN_KEYS,
-            f"foreign keys of {written.name} are checked for every row, and lock the row they point at: {named}",
-            "see that the rows pointed at are there first, or add these foreign keys NOT VALID after the job"
-            " and validate them then",
-        )
-    if incoming:
-        named = ", ".join(f"{f.name} from {f.other_table}" for f in incoming)
-        doing = "changes referenced columns" if facts.in_place else "takes rows out again that the source has deleted"
-        yield finding(
-            Code.FOREIGN_KEYS,
-            f"rows of other tables point at {written.name} ({named}): where the job {doing}, they refuse it or cascade",
-            "add these foreign keys after the job, or see that their actions are what you want",
+            Code.NO_DEFAULT_PARTITION,
+            f"{target.name} is partitioned by {target.partitioned_by} and has no default partition: a row that none of"
+            f" its {target.partitions} partitions takes stops the job",
+            "make sure that there is a partition for every row of the source, the oldest ones too",
         )
 
 

@@ -1,0 +1,169 @@
+"""``backfill dualwrite``: triggers that carry what the application writes meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import click
+
+from engine.cli.loop import run_async
+from engine.cli.places import Place, dsn_of, job_argument, ledger_option, open_job, place_of
+from engine.cli.terminal import Terminal, output_options
+from engine.db import Connection, Database
+from engine.errors import Stopped, UsageError
+from engine.flow import dual_write_change as change
+from engine.flow.dual_write import DualWrite, look
+from engine.flow.prepare import Prepared, endpoints_of, inspect
+from engine.model import Side
+from engine.spec import JobSpec, units
+from engine.spec.misfit import Misfit
+
+@click.command()
+@job_argument
+@ledger_option
+@click.option("--print", "action", flag_value="print", help="Print the script, and touch nothing.")
+@click.option("--install", "action", flag_value="install", help="Create the triggers, or bring them up to date.")
+@click.option("--remove", "action", flag_value="remove", help="Drop them.")
+@click.option(
+    "--check", "action", flag_value="check", help="Are they there, as the job needs them? Exits with 7 if not."
+)
+@click.option(
+    "--patience",
+    default="60s",
+    metavar="DURATION",
+    show_default=True,
+    help="With --install and --remove: how long to try for the table, without making its writers wait.",
+)
+@click.option("--force", is_flag=True, help="With --remove: even while the job needs them.")
+@output_options
+def dualwrite(terminal: Terminal, job: str, dsn: str | None, action: str | None, patience: str, force: bool) -> int:
+    """Triggers on the source that bring what the application writes meanwhile to the target.
+
+    To be installed before the job's first run. In place they fill the job's columns. Between two databases there are
+    none: there the application writes both.
+    """
+    place = place_of(job, dsn)
+    match action:
+        case "print":
+            return run_async(_print(terminal, place, dsn))
+        case "install":
+            return run_async(_install(terminal, place, dsn, _seconds(patience)))
+        case "remove":
+            return run_async(_remove(terminal, place, dsn, _seconds(patience), force=force))
+        case "check":
+            return run_async(_check(terminal, place, dsn))
+        case _:
+            raise UsageError("give one of --print, --install, --remove and --check")
+
+
+def _seconds(text: str) -> float:
+    try:
+        return units.parse_duration(text)
+    except Misfit as error:
+        raise UsageError(f"--patience {error.message}", hint=error.hint) from None
+
+
+# -- where ------------------------------------------------------------------------------------------------------------
+
+
+async def _databases(place: Place, dsn: str | None) -> tuple[JobSpec, tuple[Database, Database]]:
+    """The job's spec and its databases.  A job of the ledger has both tables where the ledger is, or we refuse it."""
+    if place.spec is None:
+        async with open_job(place) as ledger:
+            spec = JobSpec.from_ledger((await ledger.job(place.job)).spec)
+        return spec, (place.database, place.database)
+    if dsn is None or (place.spec.target is not None and place.spec.target.dsn is not None):
+        return place.spec, endpoints_of(place.spec)
+    here = Database(dsn_of(dsn, "--dsn"), side=Side.TARGET, job=place.spec.name, role=place.spec.role)
+    return place.spec, (here, here)
+
+
+async def _prepared(place: Place, dsn: str | None) -> Prepared:
+    """The job as it would be run now; raises ``PreflightRefused`` for what triggers cannot mend."""
+    spec, databases = await _databases(place, dsn)
+    return change.prepared_for_change(await inspect(spec, databases))
+
+
+@asynccontextmanager
+async def _session(database: Database) -> AsyncIterator[Connection]:
+    """Not under the job's role, which moves rows and owns nothing."""
+    connection = await database.connect("dualwrite")
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+# -- doing ------------------------------------------------------------------------------------------------------------
+
+
+async def _print(terminal: Terminal, place: Place, dsn: str | None) -> int:
+    prepared = await _prepared(place, dsn)
+    async with _session(prepared.endpoints.source) as connection:
+        script = await change.script(connection, prepared)
+    if terminal.as_json:
+        terminal.json({"job": prepared.spec.name, "script": script})
+    else:
+        terminal.data(script.rstrip())
+    return 0
+
+
+async def _install(terminal: Terminal, place: Place, dsn: str | None, patience_s: float) -> int:
+    prepared = await _prepared(place, dsn)
+    change.wanted(prepared)
+    async with _session(prepared.endpoints.source) as connection:
+        before = await look(connection, prepared)
+        outcome = await change.install(connection, prepared, by=change.patience(patience_s, terminal.say))
+    _tell(terminal, outcome, "installed", "the triggers are there already, and intact")
+    if before.installed and outcome.changed:
+        terminal.say(f"they were {_differences(before)}: what was written meanwhile shows in backfill verify", "yellow")
+    return 0
+
+
+async def _remove(terminal: Terminal, place: Place, dsn: str | None, patience_s: float, *, force: bool) -> int:
+    database = place.database if place.spec is None else (await _databases(place, dsn))[1][0]
+    async with _session(database) as connection:
+        outcome = await change.remove(connection, place.job, force=force, by=change.patience(patience_s, terminal.say))
+    _tell(terminal, outcome, "removed", "there are no triggers of this job")
+    return 0
+
+
+def _tell(terminal: Terminal, outcome: change.Outcome, done: str, nothing: str) -> None:
+    if terminal.as_json:
+        terminal.json(change.summary(outcome))
+    if outcome.changed:
+        terminal.say(f"{outcome.job}: {done} {', '.join(outcome.triggers)} on {', '.join(outcome.tables)}")
+    else:
+        terminal.say(f"{outcome.job}: {nothing}")
+
+
+async def _check(terminal: Terminal, place: Place, dsn: str | None) -> int:
+    prepared = await _prepared(place, dsn)
+    change.wanted(prepared)
+    async with _session(prepared.endpoints.source) as connection:
+        found = await look(connection, prepared)
+    if terminal.as_json:
+        terminal.json(_json(prepared, found))
+    elif found.intact:
+        terminal.data(f"{prepared.spec.name}: the triggers are there, and do what the job asks for")
+    else:
+        terminal.data(f"{prepared.spec.name}: {_differences(found)}")
+        terminal.say("backfill dualwrite --install puts them there as the job needs them")
+    return 0 if found.intact else Stopped.exit_code
+
+
+def _differences(found: DualWrite) -> str:
+    return "; ".join(found.problems) if found.installed else "no trigger of this job is installed"
+
+
+def _json(prepared: Prepared, found: DualWrite) -> dict[str, Any]:
+    return {
+        "job": prepared.spec.name,
+        "table": str(prepared.source_table.name),
+        "installed": found.installed,
+        "intact": found.intact,
+        "problems": list(found.problems),
+        "evidence": found.evidence,
+    }

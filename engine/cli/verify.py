@@ -1,0 +1,142 @@
+"""``backfill verify``: compares source and target of a job that is done, and repairs what differs if asked to."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+import click
+
+from engine.cli.known_spec import spec_of
+from engine.cli.loop import run_async
+from engine.cli.places import job_argument, ledger_option
+from engine.cli.progress import Display
+from engine.cli.terminal import Terminal, error_json, output_options
+from engine.errors import UsageError, VerificationMismatch
+from engine.fleet import Interrupted, LocalVerification
+from engine.fleet.signals import exit_code
+from engine.fleet.verification import finished_verification
+from engine.flow.shared import SETTLE_S
+from engine.ledger.records import Difference, Verification
+from engine.spec import JobSpec
+from engine.spec.misfit import Misfit
+from engine.spec.models import MAX_WORKERS
+from engine.spec.units import parse_duration
+from engine.telemetry import JsonLines, numbers, tee
+
+SHOWN_ROWS: Final = 100
+_LONGEST_SETTLE_S: Final = 60.0
+
+
+@click.command()
+@job_argument
+@ledger_option
+@click.option("--source-dsn", metavar="DSN", help="The source's database, where a job is given by its name.")
+@click.option("--repair", is_flag=True, help="Make the target equal to the source where they differ.")
+@click.option("--settle", metavar="DURATION", help=f"Between two looks at a row that differs. Default: {SETTLE_S:g}s.")
+@click.option("--workers", type=click.IntRange(1, MAX_WORKERS), metavar="N", help="Default: as the job says.")
+@click.option("--show-rows", is_flag=True, help=f"List keys of rows that differ, {SHOWN_ROWS} at most.")
+@output_options
+def verify(
+    terminal: Terminal,
+    job: str,
+    dsn: str | None,
+    source_dsn: str | None,
+    repair: bool,
+    settle: str | None,
+    workers: int | None,
+    show_rows: bool,
+) -> int:
+    """Compare source and target, row by row, while both are being written.
+
+    Works in chunks under the job's pace, and goes on where it was when it is interrupted. A row counts as different
+    only if neither side changed between two looks. With --repair the target's row is replaced by the source's, and
+    looked at once more. Exits with 0 when both sides agree and with 6 when they do not.
+    """
+    spec = spec_of(job, dsn, source_dsn)
+    if workers is not None:
+        spec = spec.model_copy(update={"workers": workers})
+    show = SHOWN_ROWS if show_rows else 0
+    return run_async(_verify(terminal, spec, repair=repair, settle_s=_settle_s(settle), show=show))
+
+
+def _settle_s(text: str | None) -> float:
+    if text is None:
+        return SETTLE_S
+    try:
+        seconds = parse_duration(text)
+    except Misfit as error:
+        raise UsageError(f"--settle {error.message}", hint=error.hint) from None
+    if seconds > _LONGEST_SETTLE_S:
+        raise UsageError(f"--settle is longer than {_LONGEST_SETTLE_S:.0f}s", hint="a chunk waits as long")
+    return seconds
+
+
+async def _verify(terminal: Terminal, spec: JobSpec, *, repair: bool, settle_s: float, show: int) -> int:
+    lines = JsonLines(sys.stdout) if terminal.as_json else None
+    display = Display(terminal, lambda: run.supervisor)
+    run = LocalVerification(
+        spec,
+        repair=repair,
+        settle_s=settle_s,
+        show=show,
+        emit=display if lines is None else tee(display, lines),
+        signals=True,
+    )
+    try:
+        with display.shown():
+            result = await run.run()
+    except Interrupted as error:
+        terminal.say(f"{error}; nothing was compared by this run")
+        return error.exit_code
+    if result.error is not None:
+        if lines is not None:
+            lines.write(error_json(result.error))
+        terminal.error(result.error)
+        return result.error.exit_code
+    found = run.verification
+    if found is None or found.outcome is None:
+        terminal.say(f"stopped before the end: the next backfill verify {spec.name} goes on from there")
+        return exit_code(run.interrupted) if run.interrupted is not None else 75
+    for row in run.differences:
+        terminal.data(_row(row))
+    event = finished_verification(spec.name, found)
+    if lines is not None:
+        lines(event)
+    _say(terminal, spec.name, found)
+    return 0 if found.verified else VerificationMismatch.exit_code
+
+
+def _row(row: Difference) -> str:
+    columns = f" in {', '.join(row.columns)}" if row.columns else ""
+    return f"{row.state:<9}  {row.kind}{columns}: ({', '.join(row.key)})"
+
+
+def _say(terminal: Terminal, job: str, found: Verification) -> None:
+    """What was found, in one line, and what to do about it."""
+    size = f"{numbers.count(found.rows)} rows in {numbers.duration(found.seconds)}"
+    if found.not_compared:
+        size += f" (not compared: {', '.join(found.not_compared)})"
+    kinds = (
+        ("with other values", found.mismatched),
+        ("missing in the target", found.missing),
+        ("only in the target", found.extra),
+        ("repaired", found.repaired),
+        ("changing at every look", found.unsettled),
+    )
+    said = ", ".join(f"{number:,} {what}" for what, number in kinds if number)
+    if found.outcome == "cancelled":
+        terminal.say(f"{job}: the verification was cancelled", "yellow")
+        return
+    if found.verified:
+        terminal.say(f"{job} is verified: {size}" + (f"; {said}" if said else ", no difference"), "bold green")
+        return
+    more = "at least " if found.truncated else ""
+    terminal.say(f"{job} differs: {more}{said or 'rows'}; {size}", "bold red")
+    for column, number in sorted(found.columns.items(), key=lambda item: -item[1]):
+        terminal.say(f"  {column}: {number:,} rows")
+    left = found.mismatched + found.missing + found.extra - found.repaired
+    if left and not found.repair:
+        terminal.say(f"  backfill verify {job} --repair mends them; --show-rows lists their keys", "dim")
+    elif found.unsettled and not left:
+        terminal.say("  verify again, with a longer --settle, when those rows are written less often", "dim")

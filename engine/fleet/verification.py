@@ -1,0 +1,118 @@
+"""One verification of a job in this process, from its beginning to its result."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from engine.errors import Busy, HeldByOperator, UsageError
+from engine.events import Emit, VerificationFinished, ignore
+from engine.fleet.local import LocalRun
+from engine.flow.prepare import Prepared, endpoints_of
+from engine.flow.result import RunResult
+from engine.flow.shared import SETTLE_S
+from engine.ledger.records import Difference, JobRecord, Verification
+from engine.ledger.store import Ledger
+from engine.model import JobState
+from engine.spec import JobSpec
+
+
+class LocalVerification(LocalRun):
+    """Verifies the job of ``spec``, which must be done, with workers in this process; ``await run.run()`` once.
+
+    A verification that runs already, or was interrupted, is joined and brought to its end, as it was asked for then.
+    ``repair``: make the target (in place: the columns) equal to the source where they differ.  ``settle_s``: between
+    the two looks at a row that seems to differ.  ``show``: so many keys of rows that differ are kept in
+    ``differences``.  Afterwards ``verification`` holds what was found.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        *,
+        repair: bool = False,
+        settle_s: float = SETTLE_S,
+        show: int = 0,
+        emit: Emit = ignore,
+        signals: bool = False,
+    ) -> None:
+        super().__init__(spec, emit=emit, signals=signals)
+        self.verification: Verification | None = None
+        self.differences: tuple[Difference, ...] = ()
+        self._repair = repair
+        self._settle_s = settle_s
+        self._show = show
+
+    async def _run(self) -> RunResult:
+        result = await super()._run()
+        async with self._ledger() as ledger:
+            number = (await ledger.job(self.spec.name)).verification_id
+            if number is not None:
+                self.verification = await ledger.verification(number)
+                if self._show:
+                    self.differences = await ledger.differences(number, self._show)
+        return result
+
+    async def _begin(self, prepared: Prepared) -> None:
+        if self._repair and prepared.target is None and prepared.unrepeatable:
+            names = ", ".join(sorted(prepared.unrepeatable))
+            raise UsageError(
+                f"{names} cannot be computed again, so it cannot be repaired",
+                hint="verify without --repair tells which rows are not finished",
+            )
+        async with self._ledger() as ledger:
+            await ledger.ensure()
+            job = await ledger.job(self.spec.name)
+            if _is_being_verified(job):
+                return
+            begun = await ledger.begin_verification(
+                job.id,
+                repair=self._repair,
+                settle_s=self._settle_s,
+                not_compared=prepared.not_compared,
+                target_mark=ledger.connection.server.mark,
+            )
+            if begun is None:
+                job = await ledger.job(self.spec.name)
+                if not _is_being_verified(job):
+                    raise _not_yet(job)
+
+    @asynccontextmanager
+    async def _ledger(self) -> AsyncIterator[Ledger]:
+        connection = await endpoints_of(self.spec)[1].connect("verify")
+        try:
+            yield Ledger(connection)
+        finally:
+            await connection.close()
+
+
+def finished_verification(job: str, found: Verification) -> VerificationFinished:
+    """The last event of ``verify``."""
+    return VerificationFinished(
+        job=job,
+        rows=found.rows,
+        mismatched=found.mismatched,
+        missing=found.missing,
+        extra=found.extra,
+        unsettled=found.unsettled,
+        repaired=found.repaired,
+        seconds=round(found.seconds, 3),
+        verified=found.verified,
+        columns=found.columns,
+        not_compared=found.not_compared,
+        truncated=found.truncated,
+    )
+
+
+def _is_being_verified(job: JobRecord) -> bool:
+    return job.phase is not None and job.phase.state is JobState.VERIFYING
+
+
+def _not_yet(job: JobRecord) -> Busy | HeldByOperator:
+    if job.state in (JobState.PLANNED, JobState.RUNNING):
+        return Busy(f"job {job.name} is {job.state}: only a job that is done can be verified", hint="backfill wait")
+    return HeldByOperator(
+        f"job {job.name} is {job.state}: only a job that is done can be verified",
+        state=job.state,
+        hint="backfill status says what it needs",
+    )

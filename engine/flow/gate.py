@@ -1,0 +1,162 @@
+"""The gate before the *contract* step: may the old column or table be given up?
+
+Every condition is looked at now, in the ledger, the catalogue and the server; what cannot be known counts as no.  The
+gate proves nothing itself: it says whether what was proved still holds.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from engine.db.fingerprint import differences
+from engine.flow import dual_write, opening
+from engine.flow.dual_write import DualWrite
+from engine.flow.prepare import Prepared
+from engine.flow.shared import Sides, of_side
+from engine.ledger.records import JobRecord, Verification
+from engine.ledger.store import Ledger
+from engine.model import JobState, Mode, Side
+
+DECLARED: Final = "DUAL_WRITE_MISSING"
+"""The finding by whose acceptance a person declares that the application writes both sides."""
+
+_SECTIONS: Final = ("table", "columns", "indexes", "collations")
+"""Of the schema, what must be as it was planned.  Triggers have a check of their own, and a rewritten file is for the
+verification to judge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One condition."""
+
+    name: str  # done | verified | schema | dual_write | quarantine | server
+    ok: bool
+    detail: str  # what was seen
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """All conditions, in the order in which one would deal with them."""
+
+    job: str
+    checks: tuple[Check, ...]
+    mismatch: bool  # the last verification found rows that differ
+
+    @property
+    def ready(self) -> bool:
+        """True when the old side may be given up."""
+        return all(check.ok for check in self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of ``gate --json``."""
+        return {"job": self.job, "ready": self.ready, "checks": [asdict(check) for check in self.checks]}
+
+
+async def gate(prepared: Prepared, ledger: Ledger, sides: Sides) -> Gate:
+    """Look at every condition.  ``sides``: sessions of both databases."""
+    job = await ledger.job(prepared.spec.name)
+    last = None if job.verification_id is None else await ledger.verification(job.verification_id)
+    passed = await ledger.last_passed(job.id)
+    now = json.loads(json.dumps(await opening.take_fingerprint(prepared, sides)))
+    triggers = await dual_write.look(of_side(sides, Side.SOURCE), prepared)
+    mark = sides[Side.TARGET].server.mark
+    checks = (
+        _done(job),
+        _verified(job, last),
+        _schema(job, now, prepared),
+        _dual_write(job, triggers, prepared),
+        _quarantine(job, await ledger.quarantined_count(job.id)),
+        _server(job, passed, mark),
+    )
+    return Gate(job.name, checks, mismatch=last is not None and last.outcome == "mismatch")
+
+
+def _done(job: JobRecord) -> Check:
+    if job.state is JobState.DONE:
+        return Check("done", ok=True, detail="every row was moved")
+    return Check("done", ok=False, detail=f"the job is {job.state}", remedy="backfill status says what it needs")
+
+
+def _verified(job: JobRecord, last: Verification | None) -> Check:
+    again = f"backfill verify {job.name}"
+    if last is None:
+        return Check("verified", ok=False, detail="nobody has verified it", remedy=again)
+    if last.outcome is None:
+        return Check("verified", ok=False, detail="a verification is running", remedy=f"backfill wait {job.name}")
+    if last.outcome == "mismatch":
+        differing = last.mismatched + last.missing + last.extra - last.repaired
+        detail = f"the last verification found {differing:,} rows that differ and {last.unsettled:,} that never settled"
+        return Check("verified", ok=False, detail=detail, remedy=f"{again} --repair, then {again}")
+    if last.outcome == "cancelled":
+        return Check("verified", ok=False, detail="the last verification was cancelled", remedy=again)
+    if job.moved_at is None or last.started_at < job.moved_at:
+        return Check(
+            "verified", ok=False, detail="the job wrote to its tables after the verification began", remedy=again
+        )
+    rows = f"{last.rows:,} rows agree, verified from {last.started_at:%Y-%m-%d %H:%M:%S} on"
+    left_out = f"; not compared: {', '.join(last.not_compared)}" if last.not_compared else ""
+    return Check("verified", ok=True, detail=rows + left_out)
+
+
+def _schema(job: JobRecord, now: dict[str, Any], prepared: Prepared) -> Check:
+    changed: list[str] = []
+    for side, table in (("source", prepared.source_table), ("target", prepared.written_table)):
+        before, after = job.fingerprint.get(side), now.get(side)
+        if before is not None and after is not None:
+            changed += [f"{table.name}: {what}" for what in differences(before, after, sections=_SECTIONS)]
+    if changed:
+        return Check(
+            "schema",
+            ok=False,
+            detail="changed since the job was planned: " + "; ".join(changed),
+            remedy="see that the job is still right; a new job is planned for the tables as they are",
+        )
+    return Check("schema", ok=True, detail="both tables are as they were planned")
+
+
+def _dual_write(job: JobRecord, now: DualWrite, prepared: Prepared) -> Check:
+    if job.dual_write is not None:
+        if dual_write.still_holds(job.dual_write, now.evidence) and now.intact:
+            return Check("dual_write", ok=True, detail="our triggers are in place and have been all the while")
+        problems = "; ".join(now.problems) or "they were switched off, or made anew, since the job began"
+        return Check(
+            "dual_write",
+            ok=False,
+            detail=f"our triggers are not what they were: {problems}",
+            remedy="what was written meanwhile may be missing: install them again, then backfill restart",
+        )
+    if DECLARED in job.spec.get("accept", ()):
+        return Check("dual_write", ok=True, detail="declared by accept: the application writes both sides")
+    if prepared.mode is Mode.COPY:
+        remedy = f"if the application writes both databases, declare it: accept: [{DECLARED}]"
+    else:
+        remedy = f"backfill dualwrite --install before a job; or declare the application's: accept: [{DECLARED}]"
+    return Check("dual_write", ok=False, detail="no triggers of ours since the job began", remedy=remedy)
+
+
+def _quarantine(job: JobRecord, rows: int) -> Check:
+    if rows == 0:
+        return Check("quarantine", ok=True, detail="no row is set aside")
+    return Check(
+        "quarantine",
+        ok=False,
+        detail=f"{rows:,} rows are set aside",
+        remedy=f"backfill quarantine list {job.name}; mend them, then retry, or drop them",
+    )
+
+
+def _server(job: JobRecord, passed: Verification | None, now: dict[str, Any]) -> Check:
+    """A server that was restarted, or failed over, may have lost rows that were acknowledged."""
+    if job.target_mark is not None and job.target_mark == now:
+        return Check("server", ok=True, detail="the target's server runs since before the job")
+    if passed is not None and passed.target_mark == now:
+        return Check("server", ok=True, detail="verified since the target's server was started")
+    return Check(
+        "server",
+        ok=False,
+        detail="the target's server was restarted, recovered or replaced since: rows that it had acknowledged may be lost",
+        remedy=f"backfill verify {job.name}",
+    )
