@@ -16,7 +16,18 @@ from pathlib import Path
 
 from bench.report import say, write
 
-BENCHMARKS = ("plan", "bucket", "simulate", "overhead", "idle", "memory", "movers", "bloat", "foreground")
+BENCHMARKS = (
+    "plan",
+    "bucket",
+    "simulate",
+    "overhead",
+    "idle",
+    "memory",
+    "verification",
+    "movers",
+    "bloat",
+    "foreground",
+)
 """The quick ones first."""
 
 

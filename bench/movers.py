@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench import yardsticks
-from bench.ours import run_command
+from bench.ours import run_command, run_plain
 from bench.report import Contender, Report, Sample, arguments_for, say, settle
 from bench.stage import ORDERS_COLUMNS, Stage, check_equal
 
@@ -27,6 +27,7 @@ UPDATE = "update"
 
 OURS = "ours"
 OURS_UNGUARDED = "ours, deletes: none"
+OURS_TRIGGERS = "ours, guarded by our triggers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +172,26 @@ def _insert_ways(stage: Stage, report: Report, rows: int) -> list[Way]:
         stage.make_empty_orders("one", "orders_v2")
         stage.settle("one", "orders")
 
+    def prepare_triggers() -> None:
+        prepare()
+        run_plain("dualwrite", guarded, "--install")
+
     def check() -> None:
         check_equal("the new table", expected, stage.digest("one", "orders_v2"))
 
-    def way(name: str, detail: str, run: Callable[[], Sample]) -> Way:
+    def way(name: str, detail: str, run: Callable[[], Sample], prepare: Callable[[], None] = prepare) -> Way:
         return Way(report.contender(INSERT, name, detail), prepare, run, check)
 
     bare = f"one statement per chunk of {yardsticks.INSERT_CHUNK_ROWS:,} with the bounded anti-join, 2 workers"
     return [
         way(OURS, "backfill run, default settings: deletes: guarded, 2 workers", lambda: _ours(guarded, rows)),
         way(OURS_UNGUARDED, "the same without the final sweep", lambda: _ours({**guarded, "deletes": "none"}, rows)),
+        way(
+            OURS_TRIGGERS,
+            "the same with backfill dualwrite --install before it: the sweep looks at tombstones only",
+            lambda: _ours(guarded, rows),
+            prepare_triggers,
+        ),
         way(
             "one INSERT … SELECT",
             "one statement, one transaction",
@@ -278,6 +289,8 @@ def _compare(report: Report) -> None:
     report.compare(COPY_MET, OURS, "ON CONFLICT always", 1.6)
     report.compare(INSERT, OURS_UNGUARDED, "one INSERT … SELECT", 1.5)
     report.compare(INSERT, OURS, "one INSERT … SELECT", 1.2)
+    report.compare(INSERT, OURS_TRIGGERS, "one INSERT … SELECT", 1.2)
+    report.compare(INSERT, OURS_TRIGGERS, OURS_UNGUARDED, None, "what the guard costs with our triggers")
     report.compare(INSERT, OURS_UNGUARDED, "bare loop", None)
     report.compare(UPDATE, OURS, "one UPDATE", 1.7)
     report.compare(UPDATE, OURS, "bare loop", None)

@@ -40,7 +40,7 @@ class Finished:
 def command() -> list[str]:
     """How to call the product: the installed script, else the module behind it."""
     script = Path(sys.executable).with_name("backfill")
-    return [str(script)] if script.exists() else [sys.executable, "-m", "engine.cli.main"]
+    return [str(script)] if script.exists() else [sys.executable, "-m", "engine"]
 
 
 def run_command(spec: dict[str, Any]) -> Finished:
@@ -73,6 +73,18 @@ def run_command(spec: dict[str, Any]) -> Finished:
         ),
         events,
     )
+
+
+def run_plain(command_name: str, spec: dict[str, Any], *options: str) -> None:
+    """Another command of the product on the same spec, to set the stage.  Raises ``JobFailed``."""
+    with tempfile.TemporaryDirectory(prefix="backfill-bench-") as folder:
+        file = Path(folder, "job.json")
+        file.write_text(json.dumps(spec))
+        done = subprocess.run(
+            [*command(), command_name, str(file), *options], capture_output=True, text=True, check=False
+        )
+    if done.returncode != 0:
+        raise JobFailed(f"{command_name}: exit code {done.returncode}\n{done.stderr[-2000:]}")
 
 
 def _watch(pid: int) -> tuple[int, int, Any]:

@@ -45,8 +45,8 @@ class JobState(StrEnum):
 
 
 class Phase(StrEnum):
-    """What the spans of a job are for.  Each phase tiles what it pages through with spans of its own: the source's keys,
-    the target's, or numbered rows of a table of the ledger.
+    """What the spans of a job are for.  Each phase tiles what it pages through with spans of its own: the keys of the
+    source, those of the target, or numbered rows of a table of the ledger.
     """
 
     MOVE = "move"  # rows are written
@@ -203,7 +203,7 @@ class ForeignKey:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A constraint on the rows of one table, and the columns it reads."""
+    """Something by name, and the columns of a table that it is about: a constraint, a sequence."""
 
     name: str
     columns: tuple[str, ...]
@@ -244,6 +244,7 @@ class Table:
     partitions: int = 0  # leaf partitions
     owner: str = ""
     privileges: frozenset[str] = field(default_factory=frozenset)  # SELECT INSERT UPDATE DELETE MAINTAIN, of our role
+    closed_sequences: tuple[Check, ...] = ()  # that number columns by default, and that our role may not ask
     schema_usage: bool = True  # our role may name the things of the table's schema
     foreign_partitions: tuple[str, ...] = ()  # leaf partitions that are foreign tables
     partitioned_by: str = ""  # list, range or hash; empty where it is not partitioned

@@ -100,7 +100,7 @@ class Demo:
         with self._step("Expand: a new table, orders_v2, keeps amounts in cents"):
             await demo_shop.expand(connection)
         spec = parse_spec(demo_shop.SPEC, {"SHOP_DSN": dsn}, file="the demonstration")
-        with self._step("Dual-write: backfill dualwrite job.yaml --install; triggers carry every change over from now on"):
+        with self._step("Dual-write: backfill dualwrite job.yaml --install; triggers carry every change over"):
             await self._dual_write(spec)
         async with Customers(dsn, self._rows, self._clock, random.Random()) as customers:
             with self._step(

@@ -20,6 +20,7 @@ from engine.model import Side
 from engine.spec import JobSpec, units
 from engine.spec.misfit import Misfit
 
+
 @click.command()
 @job_argument
 @ledger_option

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,21 +23,54 @@ from engine.spec import JobSpec, SignalKind, TableRef
 from engine.sql import ident, qualified
 
 LEDGER_RIGHTS: Final = (
-    "GRANT USAGE ON SCHEMA backfill TO {role};",
-    "GRANT SELECT ON ALL TABLES IN SCHEMA backfill TO {role};",
-    "GRANT INSERT, UPDATE, DELETE ON backfill.job, backfill.span, backfill.worker, backfill.written TO {role};",
-    "GRANT INSERT, UPDATE, DELETE ON backfill.pacer, backfill.heartbeat TO {role};",
-    "GRANT INSERT, UPDATE, DELETE ON backfill.verification, backfill.difference, backfill.quarantine TO {role};",
-    "GRANT DELETE ON backfill.tombstone TO {role};  -- written by the dual-write triggers, with their owner's rights",
-    "GRANT INSERT ON backfill.event TO {role};  -- history is only ever added to",
-    "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA backfill TO {role};",
+    "GRANT USAGE ON SCHEMA backfill TO {both};",
+    "GRANT SELECT ON ALL TABLES IN SCHEMA backfill TO {both};",
+    "GRANT INSERT, UPDATE, DELETE ON backfill.job TO {both};",
+    "GRANT INSERT, UPDATE, DELETE ON backfill.span TO {both};",
+    "GRANT INSERT, UPDATE ON backfill.worker TO {both};",
+    "GRANT INSERT, UPDATE ON backfill.pacer TO {both};",
+    "GRANT INSERT, UPDATE ON backfill.heartbeat TO {both};",
+    "GRANT INSERT, DELETE ON backfill.written TO {both};",
+    "GRANT DELETE ON backfill.tombstone TO {both};  -- written by the dual-write triggers, with their owner's rights",
+    "GRANT INSERT, UPDATE ON backfill.verification TO {both};",
+    "GRANT INSERT, UPDATE, DELETE ON backfill.difference TO {both};",
+    "GRANT INSERT, UPDATE, DELETE ON backfill.quarantine TO {both};",
+    "GRANT INSERT ON backfill.event TO {both};  -- history is only ever added to",
+    "GRANT EXECUTE ON FUNCTION backfill.advance, backfill.set_aside, backfill.flat_orders TO {both};",
+    "GRANT EXECUTE ON FUNCTION backfill.pause, backfill.resume, backfill.cancel, backfill.pace TO {both};",
 )
-"""What every runner of a job needs in the ledger."""
+"""What the ledger asks of whoever works on jobs or gives orders: of the login too, which need not inherit anything."""
 
-TAKEOVER_RIGHTS: Final = "GRANT pg_signal_backend, pg_read_all_stats TO {role};"
-"""With these a successor may end the sessions that a frozen worker left behind, though another role opened them."""
+INHERIT_VERSION_NUM: Final = 160000
+"""The first version where a membership itself says whether it is inherited."""
 
-OWNER_VACUUMS: Final = "-- bloat.max_growth: before PostgreSQL 17 only a member of the table's owner may vacuum it."
+# Types and collations of columns are called by name; those of keys in the ledger's sessions too, which compare spans.
+_SCHEMAS_NAMED: Final = """
+SELECT named.nspname::text AS name,
+       bool_or(EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique
+                          AND a.attnum = ANY (i.indkey::int2[]))) AS of_key
+  FROM pg_class c
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+  JOIN pg_type t ON t.oid = a.atttypid
+  LEFT JOIN pg_collation o ON o.oid = a.attcollation
+  JOIN pg_namespace named ON named.oid IN (t.typnamespace, o.collnamespace)
+ WHERE n.nspname = $1 AND c.relname = $2 AND named.nspname <> 'pg_catalog'
+ GROUP BY 1 ORDER BY 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Grantee:
+    """Who moves the rows, and who connects to become that role; the same one, often."""
+
+    rows: str
+    login: str
+
+    @property
+    def both(self) -> str:
+        """As a list in a GRANT."""
+        return ", ".join(dict.fromkeys((ident(self.rows), ident(self.login))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +79,15 @@ class Part:
 
     label: str
     database: str
+    version_num: int
+    schemas: tuple[tuple[str, bool], ...]  # with tables, types and collations; True: with those of keys
     tables: tuple[tuple[TableName, frozenset[str]], ...]
+    repair: tuple[TableName, frozenset[str]] | None  # what verify --repair takes besides, if anything
     ledger: str | None  # what creates or upgrades the ledger; empty: it is up to date; None: not in this database
     staging: bool
-    watching: tuple[str, ...]  # what pacing needs besides, as lines with {role}
+    stats: tuple[tuple[str, str], ...]  # predefined roles, and the signals that need them
+    notes: tuple[str, ...]
+    dual_write: tuple[TableName, str, TableName | None] | None  # the source, its owner, and the target of the triggers
 
 
 @click.command()
@@ -58,23 +96,35 @@ class Part:
 @click.option("--to", "to", metavar="ROLE", help="Who moves the rows. Default: role of the spec.")
 @click.option("--login", metavar="ROLE", help="Who connects and becomes that role. Default: the same one.")
 @click.option("--source-dsn", metavar="DSN", help="The source's database, where a job is given by its name.")
+@click.option("--repair", is_flag=True, help="With what verify --repair takes beyond the job.")
 @output_options
 def grants(
-    terminal: Terminal, job: str, dsn: str | None, to: str | None, login: str | None, source_dsn: str | None
+    terminal: Terminal,
+    job: str,
+    dsn: str | None,
+    to: str | None,
+    login: str | None,
+    source_dsn: str | None,
+    repair: bool,
 ) -> int:
     """Print the GRANT script that a job needs, for a superuser or the owner of the tables to run.
 
-    Nothing is changed by this command. Where there is no ledger yet the script creates it, so that the role needs no
-    right to create anything.
+    It is enough for every command but `dualwrite --install` and `--remove`, and `cleanup --all`: what those take stands
+    there as a comment. Nothing is changed by this command. Where there is no ledger yet the script creates it, so that
+    the role needs no right to create anything.
     """
     place = place_of(job, dsn)
     spec, parts = run_async(_collect(place, dsn, source_dsn))
     role = to or spec.role
     if role is None:
         raise UsageError("no role to grant to", hint="write role: into the spec, or give --to ROLE")
-    script = "\n".join(_script(spec, parts, role, login))
+    to_whom = Grantee(role, login or role)
+    lines = [*_opening(spec, to_whom)]
+    for part in parts:
+        lines += ["", *script_of(part, to_whom, repair=repair)]
+    script = "\n".join(lines)
     if terminal.as_json:
-        terminal.json({"job": spec.name, "role": role, "login": login, "script": script})
+        terminal.json({"job": spec.name, "role": role, "login": login, "repair": repair, "script": script})
     else:
         terminal.data(script)
     return 0
@@ -98,19 +148,24 @@ async def _collect(place: Place, dsn: str | None, source_dsn: str | None) -> tup
         if dsn is not None:
             target = place.database
             source = target if spec.target is None else source
+    return spec, await collect(spec, source, target)
+
+
+async def collect(spec: JobSpec, source: Database, target: Database) -> list[Part]:
+    """What the job takes, for each of its databases; looks at the catalogues alone."""
     # Without the spec's role: it may not exist yet, or not be granted to whoever asks.
     here = await target.connect("grants")
     try:
         if source is target:
-            return spec, [await _part(spec, here, here)]
+            return [await _part(spec, here, here)]
         there = await source.connect("grants")
         try:
             if (there.server.system_identifier, there.server.database_oid) == (
                 here.server.system_identifier,
                 here.server.database_oid,
             ):
-                return spec, [await _part(spec, here, here)]
-            return spec, [await _part(spec, there, None), await _part(spec, None, here)]
+                return [await _part(spec, here, here)]
+            return [await _part(spec, there, None), await _part(spec, None, here)]
         finally:
             await there.close()
     finally:
@@ -121,42 +176,56 @@ async def _part(spec: JobSpec, source: Connection | None, target: Connection | N
     """The rights in one database: the source's, the target's, or those of both in one."""
     mode = Mode.UPDATE if spec.target is None else Mode.INSERT if source is target else Mode.COPY
     on_source, on_target = required_privileges(spec, mode)
-    tables = []
+    tables: list[tuple[TableName, frozenset[str]]] = []
+    repair = None
     if source is not None:
         tables.append((await _table(source, spec.source.table), on_source))
     if target is not None and spec.target is not None:
         tables.append((await _table(target, spec.target.table), on_target))
+        more = required_privileges(spec, mode, repairs=True)[1] - on_target
+        repair = (tables[-1][0], more) if more else None
     ledger: str | None = None
     if target is not None:
         installed = await Ledger(target).installed_version()
         ledger = "\n".join(script for version, script in migrations() if version > installed)
     connection = target or source
     assert connection is not None
-    may_maintain = connection.server.version_num >= MAINTAIN_VERSION_NUM
-    watching = list(_signal_rights(spec, is_written=target is not None))
-    if spec.bloat.max_growth is not None and not may_maintain:
-        watching.append(OWNER_VACUUMS)
-    elif spec.bloat.max_growth is not None:
-        tables = [(table, privileges | {"MAINTAIN"}) for table, privileges in tables]
+    notes = []
+    if spec.bloat.max_growth is not None and mode is Mode.UPDATE:
+        if connection.server.version_num >= MAINTAIN_VERSION_NUM:
+            tables = [(table, privileges | {"MAINTAIN"}) for table, privileges in tables]
+        else:
+            notes.append("bloat.max_growth: before PostgreSQL 17 only a member of the table's owner may vacuum it.")
+    asked = [s.name for s in spec.pace.signals if s.query is not None and s.kind is not SignalKind.PROMETHEUS]
+    if asked:
+        notes.append(f"Signals with a query of yours may need more, on what it reads: {', '.join(asked)}.")
+    dual_write = None
+    if source is not None and mode is not Mode.COPY:
+        table = tables[0][0]
+        dual_write = (table, await _owner(source, table), None if mode is Mode.UPDATE else tables[1][0])
     return Part(
         label=connection.label,
         database=connection.server.database,
+        version_num=connection.server.version_num,
+        schemas=await _schemas(connection, [table for table, _ in tables]),
         tables=tuple(tables),
+        repair=repair,
         ledger=ledger,
         staging=mode is Mode.COPY and target is not None,
-        watching=tuple(watching),
+        stats=tuple(_signal_rights(spec, is_written=target is not None)),
+        notes=tuple(notes),
+        dual_write=dual_write,
     )
 
 
-def _signal_rights(spec: JobSpec, *, is_written: bool) -> Iterable[str]:
-    """A line for each predefined role that the signals of the spec need in one database."""
+def _signal_rights(spec: JobSpec, *, is_written: bool) -> Iterable[tuple[str, str]]:
+    """The predefined roles that the signals of the spec need in one database, each with the signals."""
     needed: dict[str, list[str]] = {}
     for signal in spec.pace.signals:
         role = role_for(signal.kind)
         if role is not None and not signal.off and (is_written or signal.kind is SignalKind.ACTIVE_SESSIONS):
             needed.setdefault(role, []).append(signal.name)
-    for role, names in needed.items():
-        yield f"GRANT {role} TO {{role}};  -- needs a superuser; for the signals {', '.join(names)}"
+    return ((role, ", ".join(names)) for role, names in needed.items())
 
 
 async def _table(connection: Connection, table: TableRef) -> TableName:
@@ -168,38 +237,102 @@ async def _table(connection: Connection, table: TableRef) -> TableName:
         raise CannotConnect(f"{connection.label} went away") from error
 
 
+async def _schemas(connection: Connection, tables: list[TableName]) -> tuple[tuple[str, bool], ...]:
+    found = {table.schema: False for table in tables}
+    for table in tables:
+        for row in await connection.fetch(_SCHEMAS_NAMED, table.schema, table.name):
+            found[row["name"]] = found.get(row["name"], False) or row["of_key"]
+    return tuple(found.items())
+
+
+async def _owner(connection: Connection, table: TableName) -> str:
+    return str(
+        await connection.fetchval(
+            "SELECT pg_get_userbyid(c.relowner)::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE n.nspname = $1 AND c.relname = $2",
+            table.schema,
+            table.name,
+        )
+    )
+
+
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _script(spec: JobSpec, parts: list[Part], role: str, login: str | None) -> Iterable[str]:
-    name = ident(role)
-    yield f"-- Rights of role {role} for job {spec.name}."
-    yield "-- To be run as the owner of the tables, or as a superuser."
-    if login and login != role:
-        yield f"-- {login} connects; for statements on rows it becomes {role}, whose rights it inherits."
-        yield f"GRANT {name} TO {ident(login)};"
-    for part in parts:
-        yield ""
-        yield f"-- In database {part.database} ({part.label}):"
-        yield f"GRANT CONNECT ON DATABASE {ident(part.database)} TO {name};"
-        if part.staging:
-            yield f"GRANT TEMPORARY ON DATABASE {ident(part.database)} TO {name};  -- chunks that meet existing rows"
-        for schema in dict.fromkeys(table.schema for table, _ in part.tables):
-            yield f"GRANT USAGE ON SCHEMA {ident(schema)} TO {name};"
-        for table, privileges in part.tables:
-            yield f"GRANT {', '.join(sorted(privileges))} ON {qualified(table)} TO {name};"
-        for line in part.watching:
-            yield line.format(role=name)
-        if part.ledger is None:
-            continue
-        if part.ledger:
-            yield ""
-            yield "-- The ledger, which is not there yet, or of an older release."
-            yield part.ledger.strip()
-            yield ""
-        for right in LEDGER_RIGHTS:
-            yield right.format(role=name)
+def _opening(spec: JobSpec, to: Grantee) -> Iterator[str]:
+    yield f"-- Rights of role {to.rows} for job {spec.name}."
+    yield "-- To be run as the owner of the tables and of the ledger, or as a superuser; each part in its database."
+    if to.login != to.rows:
+        yield f"-- {to.login} connects and keeps the ledger; for statements on rows it becomes {to.rows}."
+
+
+def script_of(part: Part, to: Grantee, *, repair: bool = False) -> Iterator[str]:
+    """The lines of the script for one database."""
+    rows, login = ident(to.rows), ident(to.login)
+    yield f"-- In database {part.database} ({part.label}):"
+    if to.login != to.rows:
+        yield f"GRANT {rows} TO {login};"
+    yield f"GRANT CONNECT ON DATABASE {ident(part.database)} TO {login};"
+    if part.staging:
+        yield f"GRANT TEMPORARY ON DATABASE {ident(part.database)} TO {rows};  -- chunks that meet existing rows"
+    for schema, has_key_types in part.schemas:
+        yield f"GRANT USAGE ON SCHEMA {ident(schema)} TO {to.both if has_key_types else rows};"
+    for table, privileges in part.tables:
+        yield _on_table(privileges, table, to.rows)
+    if part.repair is not None:
+        table, privileges = part.repair
+        if repair:
+            yield f"{_on_table(privileges, table, to.rows)}  -- verify --repair"
+        else:
+            yield "-- backfill verify --repair takes more than the job (backfill grants --repair):"
+            yield f"--   {_on_table(privileges, table, to.rows)}"
+    for role, signals in part.stats:
+        yield f"GRANT {role} TO {login}{_inherited(part)};  -- needs a superuser; for the signals {signals}"
+    yield from (f"-- {note}" for note in part.notes)
+    if part.ledger is not None:
+        yield from _ledger(part.ledger, to)
+    if part.dual_write is not None:
+        yield from _dual_write(*part.dual_write)
     yield ""
     yield "-- Needs a superuser, and may be left out: ends the sessions of workers that froze, without waiting for the"
-    yield "-- server to notice."
-    yield TAKEOVER_RIGHTS.format(role=name)
+    yield "-- server to notice, though another role opened them."
+    yield f"GRANT pg_signal_backend, pg_read_all_stats TO {login}{_inherited(part)};"
+
+
+def _on_table(privileges: frozenset[str], table: TableName, role: str) -> str:
+    return f"GRANT {', '.join(sorted(privileges))} ON {qualified(table)} TO {ident(role)};"
+
+
+def _inherited(part: Part) -> str:
+    """These roles are of use only to who inherits them, which a NOINHERIT login does from version 16 on."""
+    return " WITH INHERIT TRUE" if part.version_num >= INHERIT_VERSION_NUM else ""
+
+
+def _ledger(migration: str, to: Grantee) -> Iterator[str]:
+    if migration:
+        yield ""
+        yield "-- The ledger, which is not there yet, or of an older release."
+        yield migration.strip()
+        yield ""
+    for right in LEDGER_RIGHTS:
+        yield right.format(both=to.both)
+    yield "-- backfill cleanup --all takes the owner of schema backfill, who drops it."
+
+
+def _dual_write(source: TableName, owner: str, target: TableName | None) -> Iterator[str]:
+    """What triggers take, as comments: whoever moves rows must not be able to change the table that the application
+    writes.
+    """
+    yield ""
+    yield f"-- backfill dualwrite --install and --remove change {source} itself: by a superuser, or by a member of its"
+    yield f"-- owner {owner} who may also do this (schema backfill has to be there):"
+    name = ident(owner)
+    yield f"--   GRANT CREATE, USAGE ON SCHEMA backfill TO {name};"
+    yield f"--   GRANT SELECT ON backfill.version, backfill.job TO {name};"
+    yield f"--   GRANT INSERT ON backfill.event TO {name};"
+    if target is None:
+        return
+    yield "-- The triggers' functions run as whoever owns them, the source's owner where a superuser installs them:"
+    yield f"--   GRANT EXECUTE ON FUNCTION backfill.bury TO {name};"
+    yield f"--   GRANT USAGE ON SCHEMA {ident(target.schema)} TO {name};"
+    yield f"--   {_on_table(frozenset({'SELECT', 'INSERT', 'UPDATE', 'DELETE'}), target, owner)}"

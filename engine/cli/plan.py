@@ -18,7 +18,7 @@ from engine.plan.preflight import refusals
 from engine.spec import JobSpec
 from engine.telemetry import numbers
 
-_WORDS: Final = {
+MODE_WORDS: Final = {
     Mode.UPDATE: "fill columns in place",
     Mode.INSERT: "copy into another table of the same database",
     Mode.COPY: "copy into another database",
@@ -68,10 +68,10 @@ def _stays_on_page(seen: Inspection) -> bool:
 
 
 def _show(terminal: Terminal, seen: Inspection, guess: Forecast | None) -> None:
-    terminal.out.print(Text.assemble((seen.spec.name, "bold"), f": {_WORDS[seen.mode]}"))
+    terminal.out.print(Text.assemble((seen.spec.name, "bold"), f": {MODE_WORDS[seen.mode]}"))
     terminal.details(_lines(seen, guess))
     for finding in seen.findings:
-        terminal.out.print(_finding(finding))
+        terminal.out.print(finding_text(finding))
     refused = refusals(seen.findings)
     if refused:
         verdict = f"refused: {numbers.counted(len(refused), 'finding')} must be dealt with first"
@@ -119,7 +119,8 @@ def _range(values: Range, show: Any) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _finding(finding: Finding) -> Text:
+def finding_text(finding: Finding) -> Text:
+    """A finding as plan shows it."""
     return Text.assemble(
         (f"{finding.severity.value:>8}", STYLES[finding.severity]),
         "  ",

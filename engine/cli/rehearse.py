@@ -11,12 +11,12 @@ import click
 from rich.text import Text
 
 from engine.cli.loop import run_async
-from engine.cli.plan import _WORDS, _finding
+from engine.cli.plan import MODE_WORDS, finding_text
 from engine.cli.spec_options import spec_options
 from engine.cli.terminal import STYLES, Terminal, finding_json, output_options
 from engine.errors import PreflightRefused, Stopped
 from engine.flow.prepare import Inspection, endpoints_of, inspect
-from engine.flow.rehearse import FailedChunk, Rehearsal
+from engine.flow.rehearse import Consequence, FailedChunk, Rehearsal
 from engine.flow.rehearse import rehearse as play
 from engine.model import Severity
 from engine.plan.preflight import refusals
@@ -71,14 +71,14 @@ async def _rehearse(spec: JobSpec, chunks: int) -> tuple[Inspection, Rehearsal |
 
 
 def _show(terminal: Terminal, seen: Inspection, rehearsal: Rehearsal | None) -> None:
-    terminal.out.print(Text.assemble((seen.spec.name, "bold"), f": {_WORDS[seen.mode]}"))
+    terminal.out.print(Text.assemble((seen.spec.name, "bold"), f": {MODE_WORDS[seen.mode]}"))
     if rehearsal is not None:
         terminal.details([*_seen(rehearsal), *_expected(seen, rehearsal), ("left behind", _left_behind(rehearsal))])
         for (text, stops), count in Counter((_failure(f), f.stops) for f in rehearsal.failed).items():
             style = STYLES[Severity.REFUSE if stops else Severity.WARN]
             terminal.out.print(Text(f"  {numbers.counted(count, 'chunk')} failed: {text}", style=style))
     for finding in seen.findings:
-        terminal.out.print(_finding(finding))
+        terminal.out.print(finding_text(finding))
     if rehearsal is None:
         refused = numbers.counted(len(refusals(seen.findings)), "finding")
         verdict, style = f"refused: {refused} must be dealt with first", STYLES[Severity.REFUSE]
@@ -162,14 +162,15 @@ def _left_behind(rehearsal: Rehearsal) -> str:
 def _failure(failed: FailedChunk) -> str:
     failure = failed.failure
     hint = f" ({failure.hint})" if failure.hint else ""
-    return f"{failure.sqlstate} {failure.message}{hint}; the job would {_CONSEQUENCES[_consequence(failed)]}"
+    return f"{failure.sqlstate} {failure.message}{hint}; the job would {_CONSEQUENCES[failed.consequence]}"
 
 
-_CONSEQUENCES: Final = {"stop": "stop", "split": "cut it smaller", "retry": "try again"}
-
-
-def _consequence(failed: FailedChunk) -> str:
-    return "stop" if failed.stops else "split" if failed.failure.action == "split" else "retry"
+_CONSEQUENCES: Final = {
+    Consequence.RETRY: "try again",
+    Consequence.SPLIT: "cut it smaller",
+    Consequence.SET_ASIDE: "find the row and set it aside",
+    Consequence.STOP: "stop",
+}
 
 
 # -- for programs -----------------------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def _json(seen: Inspection, rehearsal: Rehearsal | None) -> dict[str, Any]:
                 "sqlstate": failed.failure.sqlstate,
                 "message": failed.failure.message,
                 "hint": failed.failure.hint,
-                "consequence": _consequence(failed),
+                "consequence": failed.consequence.value,
             }
             for failed in rehearsal.failed
         ],

@@ -27,7 +27,7 @@ NO_PACER: Final = "no pacer"
 """How the ledger's view begins to tell that no decision is in force."""
 
 _LIMITS: Final = (ROWS, WAL)
-_PHASES: Final = {
+_PHASES: Final[dict[str, str]] = {
     Phase.SWEEP: "taking out rows deleted meanwhile",
     Phase.EXTRA: "looking for rows that only the target holds",
     Phase.CONFIRM: "looking again at rows that seemed to differ",
@@ -45,8 +45,8 @@ def one_line(status: JobStatus) -> str:
         if status.eta_s is not None:
             parts.append(f"{numbers.duration(status.eta_s)} left")
         parts.append(numbers.counted(status.workers, "worker") if status.workers else "nobody works on it")
-        if status.phase in _PHASES:
-            parts.append(_PHASES[status.phase])
+        if doing := _PHASES.get(status.phase):
+            parts.append(doing)
         if status.deadline is not None:
             parts.append(_lateness(status.deadline))
     if status.quarantined:

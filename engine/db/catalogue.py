@@ -16,11 +16,14 @@ SELECT c.oid::int8 AS oid, n.nspname::text AS schema, c.relname::text AS name
  WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """
 
-# to_regclass looks along the search_path, as the user's own session would.
-VISIBLE_TABLE: Final = """
-SELECT c.oid::pg_catalog.int8 AS oid, n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name
-  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE c.oid = pg_catalog.to_regclass($1) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+# Along the search_path, as the user's own session would look.  Nothing but this is asked under that path, whose
+# operators may be anybody's.
+VISIBLE_TABLE: Final = "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid::pg_catalog.int8"
+
+TABLE_OF_OID: Final = """
+SELECT c.oid::int8 AS oid, n.nspname::text AS schema, c.relname::text AS name
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid = $1::oid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """
 
 TABLE_NAMES: Final = """
@@ -299,6 +302,21 @@ SELECT p.pubname::text AS name, p.pubinsert AS insert, p.pubupdate AS update, p.
  ORDER BY 1
 """
 
+
+# An identity asks its sequence by itself; nextval() in a default is asked as whoever inserts.
+CLOSED_SEQUENCES: Final = """
+SELECT format('%I.%I', n.nspname, s.relname) AS name, array_agg(DISTINCT a.attname::text) AS columns
+  FROM pg_attrdef d
+  JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+  JOIN pg_depend p ON p.classid = 'pg_attrdef'::regclass AND p.objid = d.oid AND p.refclassid = 'pg_class'::regclass
+  JOIN pg_class s ON s.oid = p.refobjid
+  JOIN pg_namespace n ON n.oid = s.relnamespace
+ WHERE d.adrelid = $1::oid
+   -- In this order: to ask for the rights on a table in this way is an error.
+   AND CASE WHEN s.relkind = 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE, UPDATE') ELSE false END
+ GROUP BY 1
+ ORDER BY 1
+"""
 
 SUBSCRIPTIONS: Final = f"""{_FAMILY}
 SELECT DISTINCT s.subname::text AS name

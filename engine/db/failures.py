@@ -84,7 +84,7 @@ _ACTIONS: Final[dict[str, Action]] = {
 }
 _CLASS_ACTIONS: Final = {"08": Action.RECONNECT}  # everything else stops
 
-# By SQLSTATE, else by its class.  Syntax and names (42) are the statement's fault, concurrency (40) and sessions nobody's.
+# By SQLSTATE, else by its class.  Syntax and names (42) are the statement's fault; sessions and locks are nobody's.
 _FAULTS: Final = {
     "22P04": Fault.NONE,  # the COPY stream as such: ours
     "2F005": Fault.ROW,  # a function ended without RETURN: for some arguments
@@ -113,11 +113,12 @@ _NAMES: Final = {
     "22007": "a date or time cannot be read",
     "22008": "a date or time is out of range",
     "22012": "division by zero",
-    "22021": "a text value is not valid in the target's encoding",
+    "22021": "a text value is not valid in the encoding of its database",
     "22023": "an argument has an invalid value",
     "22P02": "a value cannot be read as its type",
     "22P03": "a value's binary form is not what the column's type expects",
     "22P04": "the COPY stream is not what the server expects",
+    "22P05": "a character does not exist in the encoding of the database",
     "23001": "a restricting reference is violated",
     "23502": "null in a column that must not be null",
     "23503": "a foreign key has nothing to point at",
@@ -160,6 +161,7 @@ _HINTS: Final = {
     "22003": "widen the column, or bound the value in the expression",
     "22012": "guard the division: nullif(…, 0)",
     "22P02": "clean the value in the expression, or leave such rows out by `where`",
+    "22P05": "replace the character in the expression, or give the target an encoding that has it (UTF8)",
     "23502": "give the expression a default: coalesce(…)",
     "23503": "fill the referenced table first",
     "23505": "a unique index other than the arbiter is violated: mend the rows, or do without it meanwhile",
@@ -240,7 +242,7 @@ def _fault(error: asyncpg.PostgresError, sqlstate: str, action: Action) -> Fault
     raised = _text(error, "server_source_function") in _RAISED_BY_USERS
     if sqlstate.startswith(OUR_SQLSTATES):
         return Fault.NONE
-    if raised and action is Action.STOP:
+    if raised and action in (Action.STOP, Action.SPLIT):
         return Fault.ROW  # a user's code refuses the row, with whatever SQLSTATE it liked
     if not raised and _text(error, "schema_name") in _NOT_USERS:
         return Fault.NONE

@@ -83,7 +83,8 @@ async def find_table(connection: Connection, table: NamedTable) -> tuple[int, Ta
     else:
         async with connection.raw.transaction():
             await connection.fetchval("SELECT set_config('search_path', $1, true)", connection.user_search_path)
-            row = await connection.fetchrow(catalogue.VISIBLE_TABLE, ident(table.name))
+            oid = await connection.fetchval(catalogue.VISIBLE_TABLE, ident(table.name))
+        row = None if oid is None else await connection.fetchrow(catalogue.TABLE_OF_OID, oid)
     if row is None:
         raise await _no_such_table(connection, table)
     return row["oid"], TableName(row["schema"], row["name"])
@@ -104,6 +105,7 @@ async def inspect_table(connection: Connection, table: NamedTable) -> Table:
     server = connection.server
     checks = await connection.fetch(catalogue.checks_query(server), oid)
     publications = await connection.fetch(catalogue.publications_query(server), oid)
+    sequences = await connection.fetch(catalogue.CLOSED_SEQUENCES, oid)
     subscriptions = await connection.fetch(catalogue.SUBSCRIPTIONS, oid)
     outdated = await connection.fetch(catalogue.outdated_collations_query(server), oid)
     return Table(
@@ -137,6 +139,7 @@ async def inspect_table(connection: Connection, table: NamedTable) -> Table:
         partitions=whole["partitions"],
         owner=whole["owner"],
         privileges=frozenset(whole["privileges"]),
+        closed_sequences=tuple(Check(row["name"], tuple(row["columns"])) for row in sequences),
         schema_usage=whole["schema_usage"],
         foreign_partitions=tuple(whole["foreign_partitions"]),
         partitioned_by=whole["partitioned_by"],

@@ -16,7 +16,6 @@ from engine.flow.prepare import Prepared, endpoints_of, inspect
 from engine.flow.result import RunResult
 from engine.flow.supervisor import Supervisor
 from engine.ledger.store import Ledger
-from engine.model import JobState
 from engine.spec import JobSpec
 from engine.spec.models import MAX_WORKERS
 
@@ -132,7 +131,7 @@ class LocalRun:
         finally:
             await connection.close()
         self.rows_before = status.rows_done
-        if not self._wait and not self._attach and status.state is JobState.RUNNING and status.workers:
+        if not self._wait and not self._attach and status.state.is_at_work and status.workers:
             raise Busy(
                 f"job {self.spec.name} is being worked on by others ({status.workers} workers)",
                 hint="without --no-wait, run joins them",

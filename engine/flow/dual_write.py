@@ -105,7 +105,8 @@ SELECT t.oid::int8 AS oid, t.xmin::text AS xmin, t.tgname::text AS name, t.tgrel
        t.tgenabled::text AS enabled, t.tgtype::int4 AS bits, t.tgfoid::int8 AS function,
        t.tgnargs > 0 OR t.tgattr <> '' OR t.tgdeferrable OR t.tgconstraint <> 0
            OR t.tgoldtable IS NOT NULL OR t.tgnewtable IS NOT NULL AS is_odd,
-       pg_catalog.pg_get_expr(t.tgqual, t.tgrelid) AS condition
+       CASE WHEN t.tgqual IS NOT NULL -- pg_get_expr does not know OLD and NEW
+            THEN substring(pg_catalog.pg_get_triggerdef(t.oid) FROM ' WHEN \\((.*)\\) EXECUTE ') END AS condition
   FROM tree
   JOIN pg_catalog.pg_trigger t ON t.tgrelid = tree.relid
   JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid

@@ -157,6 +157,6 @@ def _server(job: JobRecord, passed: Verification | None, now: dict[str, Any]) ->
     return Check(
         "server",
         ok=False,
-        detail="the target's server was restarted, recovered or replaced since: rows that it had acknowledged may be lost",
+        detail="the target's server was restarted or replaced since: rows that it had acknowledged may be lost",
         remedy=f"backfill verify {job.name}",
     )

@@ -37,14 +37,15 @@ CANCELLED: Final = "57014"
 
 
 class Halving:
-    """A range ``(cursor, to]`` of at most ``rows`` rows, one of which has just failed."""
+    """A range ``(cursor, to]`` with a row in it that fails; ``bound`` is the chunk that has just failed."""
 
     def __init__(self, prober: Prober, span: Span, bound: Bound) -> None:
         self._prober = prober
         self._span_id = span.id
         self._hi = span.hi
         self._to = bound.to
-        self._rows = max(1, bound.scanned)
+        self._rows = bound.asked  # what it was cut for; how many were found may be an estimate
+        self._more = 1
 
     def is_about(self, span: Span) -> bool:
         """True while something of the range is left, and the span is still the one it was cut from."""
@@ -77,7 +78,8 @@ class Halving:
         second = await self._prober.walk(cursor, self._to, 2)
         if second is None:
             return (first,)
-        self._rows = 2  # somebody has put a row in between
+        self._more *= 2  # somebody has put rows in between
+        self._rows = self._more
         return (first, second)
 
 

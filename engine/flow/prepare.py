@@ -297,8 +297,8 @@ async def _has_rows(connection: Connection, table: Table) -> bool | None:
 async def _look_at_servers(
     spec: JobSpec, endpoints: Endpoints, there: Connection, here: Connection, plan: SpanPlan | None, written: Table
 ) -> tuple[PacingFacts, dict[Side, ServerState]]:
-    """What signals, windows and VACUUM will meet, and what there is room for.  Signals are watched as the role that logs
-    in, VACUUM runs as the one that moves rows.
+    """What signals, windows and VACUUM will meet, and what there is room for.  Signals are watched as the role that
+    logs in, VACUUM runs as the one that moves rows.
     """
     servers: dict[Side, ServerPacing] = {}
     states: dict[Side, ServerState] = {}

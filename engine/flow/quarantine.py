@@ -11,13 +11,14 @@ who may not have seen what we wrote, look at the source again, and take out what
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from engine.clock import Clock, SystemClock
+from engine.clock import Clock, SystemClock, jittered
 from engine.db import Connection
 from engine.db.failures import Action, Failure, Fault, classify
 from engine.errors import BackfillError, CannotConnect
@@ -36,7 +37,7 @@ from engine.sql.statements import STAGING, SourceShape, key_list
 ATTEMPTS: Final = 5
 """How often one row is tried while others hold what it needs."""
 
-PAUSE_S: Final = 0.1
+PAUSE_S: Final = 0.05
 HORIZON_POLL_S: Final = 0.5
 LOOK_AT_ONCE: Final = 500
 """Rows that are looked for at the source in one statement, and locked in one transaction."""
@@ -86,6 +87,7 @@ class Retry:
         self._prepared = prepared
         self._clock = clock or SystemClock()
         self._say = say
+        self._rng = random.Random()
         self._sides: Sides = {}
         self._written: dict[KeyValue, int] = {}  # key -> the transaction that wrote it, where rows may become ghosts
 
@@ -147,7 +149,8 @@ class Retry:
                     tried.outcomes[Outcome.FAILED] += 1
                     tried.failed[failure.sqlstate] += 1
                     return
-                await self._clock.sleep(PAUSE_S * 2**attempt)
+                if attempt < ATTEMPTS:
+                    await self._clock.sleep(jittered(PAUSE_S * 2**attempt, self._rng))
             else:
                 tried.outcomes[outcome] += 1
                 return

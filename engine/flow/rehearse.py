@@ -12,6 +12,7 @@ function did outside the transaction.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from engine.clock import Clock, SystemClock
@@ -59,13 +60,27 @@ SELECT count(DISTINCT a.attnum)::int FROM pg_attribute a
    AND (s.oid IS NOT NULL OR a.attidentity <> '')"""
 
 
+class Consequence(StrEnum):
+    """What the job would do where a rehearsed chunk has failed."""
+
+    RETRY = "retry"  # try it again
+    SPLIT = "split"  # cut it smaller
+    SET_ASIDE = "set aside"  # find the row, set it aside and go on
+    STOP = "stop"
+
+
 @dataclass(frozen=True, slots=True)
 class FailedChunk:
     """A chunk that could not be written; no key, no value."""
 
     span: int  # which of the sampled spans, from 0
     failure: Failure
-    stops: bool  # the job would stop here, rather than try again or cut it smaller
+    consequence: Consequence
+
+    @property
+    def stops(self) -> bool:
+        """True when the job would stop here."""
+        return self.consequence is Consequence.STOP
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +210,7 @@ class _Play:
         began = self._clock.now()
         try:
             bound = await self._bound(after, span.hi, rows)
-        except Exception as error:  # noqa: BLE001 - recorded, or raised again
+        except Exception as error:
             self._note(number, error, 0)
             return None, span.hi  # where the next chunk would begin is not known
         if bound.scanned == 0:
@@ -204,7 +219,7 @@ class _Play:
         try:
             sample = await self._measure(number, bound)
             self._dead_rows += sample.dead_rows
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:
             failure = self._note(number, error, bound.scanned)
             if sizer is not None:
                 sizer.failed(split=failure.action is Action.SPLIT)
@@ -218,11 +233,19 @@ class _Play:
         failure = classify(error)
         if failure.lost or not failure.sqlstate:
             raise error
-        is_too_big = failure.action is Action.SPLIT and scanned <= 1
-        stops = failure.action in (Action.STOP, Action.CONFLICT) or is_too_big
         self._dead_rows += scanned
-        self._failed.append(FailedChunk(number, failure, stops))
+        self._failed.append(FailedChunk(number, failure, self._consequence(failure, scanned)))
         return failure
+
+    def _consequence(self, failure: Failure, scanned: int) -> Consequence:
+        is_conflict = failure.action is Action.CONFLICT and failure.constraint in self._prepared.arbiters
+        if failure.is_of_row and not is_conflict:
+            # One row at least; how many there are in the chunk is not looked for.
+            bad = 1 + sum(failed.consequence is Consequence.SET_ASIDE for failed in self._failed)
+            return Consequence.SET_ASIDE if bad <= self._prepared.spec.errors.max_quarantined else Consequence.STOP
+        if failure.action is Action.SPLIT and scanned > 1:
+            return Consequence.SPLIT
+        return Consequence.RETRY if failure.action is Action.RETRY else Consequence.STOP
 
     async def _bound(self, after: KeyValue | None, hi: KeyValue, rows: int) -> Bound:
         found = await self._prober.walk(after, hi, rows)

@@ -12,19 +12,16 @@ from typing import Any, Final
 from engine.clock import Clock
 from engine.db import Connection
 from engine.db.failures import Action, classify
-from engine.errors import BackfillError
 from engine.flow.bounds import Bound
 from engine.flow.movers.server_side import CHUNK_DEADLINE_S, SETTING_DEADLINE_S, open_for_chunks
-from engine.flow.movers.streamed import CopyMover, _Stream
+from engine.flow.movers.streamed import CopyMover, Stream
 from engine.flow.prepare import Prepared
 from engine.model import Mode, Phase, Span
 from engine.sql import read_expression
 from engine.sql.statements import (
-    STAGING,
     create_staging,
     default_done,
     insert_chunk,
-    insert_staged,
     update_chunk,
 )
 
@@ -193,25 +190,14 @@ class CopyRehearser(CopyMover):
             held_s=self._held_s,
         )
 
-    async def _transaction(self, span: Span, bound: Bound, stream: _Stream, *, staged: bool) -> int:
+    async def _transaction(self, span: Span, bound: Bound, stream: Stream, *, staged: bool) -> int:
         """As the mover's, up to the fence."""
         del span
         writer = self.connection
         began = self._clock.now()
         try:
             await writer.execute(f"BEGIN; {create_staging(self._target)}" if staged else "BEGIN")
-            rows = await writer.copy_in(
-                None if staged else self._target.table,
-                self._columns,
-                stream.pieces(),
-                binary=self._binary,
-                temp_name=STAGING if staged else None,
-            )
-            if rows != stream.scanner.rows:
-                raise BackfillError(f"the source sent {stream.scanner.rows} rows and the target took {rows}")
-            if staged:
-                tag = await writer.execute(insert_staged(self._target, bound.after, bound.to))
-                rows = int(tag.rpartition(" ")[2])
+            rows = await self._fill(bound, stream, staged=staged)
             await writer.execute(_AT_ONCE)
         except Exception:
             self._wasted += stream.scanner.rows

@@ -113,7 +113,7 @@ class Shared:
     check_schema: Callable[[Sides], Awaitable[None]]  # raises SchemaDrift when a table changed under the job
     end_backends: Callable[[tuple[Backend, ...]], Awaitable[None]]  # of a former holder
     max_quarantined: int = 0  # rows of the job that may be set aside
-    arbiters: frozenset[str] = frozenset()  # indexes whose violation is the conflict policy's business, not a row's fault
+    arbiters: frozenset[str] = frozenset()  # indexes whose violation is the policy's business, not a row's fault
     stop: Stop = field(default_factory=Stop)
     released: asyncio.Event = field(default_factory=asyncio.Event)  # a span was let go of: look for work again
     active: int = 1 << 16  # workers of this process that may be at work: those numbered up to it; the others are parked

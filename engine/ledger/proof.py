@@ -81,7 +81,7 @@ class Proof(Statements):
         not_compared: Sequence[str],
         target_mark: dict[str, Any] | None,
     ) -> int:
-        mark = None if target_mark is None else json.dumps(target_mark)
+        mark = None if target_mark is None else json.dumps(target_mark, ensure_ascii=False)
         found = await self.connection.fetchval(
             queries()["begin_verification"], job_id, repair, settle_s, list(not_compared), mark
         )
@@ -101,7 +101,9 @@ class Proof(Statements):
             number = await self.connection.fetchval("SELECT verification_id FROM backfill.job WHERE id = $1", job_id)
             await self.connection.fetchrow(queries()["end_verification"], job_id, number)
             found = _verification(await self.connection.fetchrow(queries()["verification"], number))
-            await self.connection.fetchrow(queries()["record"], name, "verified", json.dumps(found.as_json()))
+            await self.connection.fetchrow(
+                queries()["record"], name, "verified", json.dumps(found.as_json(), ensure_ascii=False)
+            )
             await self.connection.fetchrow(queries()["finish"], job_id)
         return True
 
@@ -127,7 +129,7 @@ class Proof(Statements):
         await self._row(
             "add_suspects",
             number,
-            [json.dumps(one.key) for one in seen],
+            [json.dumps(one.key, ensure_ascii=False) for one in seen],
             [one.kind for one in seen],
             [one.source_mark for one in seen],
             [one.target_mark for one in seen],
@@ -155,7 +157,7 @@ class Proof(Statements):
             [one.id for one in judged],
             [one.state for one in judged],
             [one.kind for one in judged],
-            [json.dumps(one.columns) for one in judged],
+            [json.dumps(one.columns, ensure_ascii=False) for one in judged],
         )
 
     async def differences(self, number: int, limit: int) -> tuple[Difference, ...]:

@@ -151,9 +151,9 @@ class Ledger(Pacing, Proof):
                     mode.value,
                     source,
                     target,
-                    json.dumps(identity),
-                    json.dumps(spec),
-                    json.dumps(fingerprint),
+                    json.dumps(identity, ensure_ascii=False),
+                    json.dumps(spec, ensure_ascii=False),
+                    json.dumps(fingerprint, ensure_ascii=False),
                     list(key_types),
                     float(rows_estimated),
                     barrier_snapshot,
@@ -222,7 +222,7 @@ class Ledger(Pacing, Proof):
         not_compared: Sequence[str],
         target_mark: dict[str, Any] | None,
     ) -> bool:
-        """``verify: after``: all rows are moved, and the job goes on to verify.  False when that is not so (any more)."""
+        """``verify: after``: all rows are moved, and the job goes on to verify.  False when that is not so any more."""
         async with self._transaction():
             state = await self.connection.fetchrow(queries()["lock_job"], job_id)
             if state is None or state["state"] != JobState.RUNNING or state["phase"] != last:
@@ -260,11 +260,11 @@ class Ledger(Pacing, Proof):
 
     async def apply_settings(self, job_id: int, spec: dict[str, Any]) -> None:
         """Settings that do not change the job's meaning: the newest run's count."""
-        await self._row("apply_settings", job_id, json.dumps(spec))
+        await self._row("apply_settings", job_id, json.dumps(spec, ensure_ascii=False))
 
     async def apply_fingerprint(self, job_id: int, fingerprint: dict[str, Any]) -> None:
         """Accept the tables as they are now (a person resumed the job after a schema change)."""
-        await self._row("apply_fingerprint", job_id, json.dumps(fingerprint))
+        await self._row("apply_fingerprint", job_id, json.dumps(fingerprint, ensure_ascii=False))
 
     async def pause(self, name: str, reason: str | None) -> JobState:
         """Sticky: only ``resume`` clears it."""
@@ -408,7 +408,7 @@ class Ledger(Pacing, Proof):
             [b.rows_per_s for b in beats],
             [b.retries for b in beats],
             [b.waiting for b in beats],
-            [json.dumps(b.waits) for b in beats],
+            [json.dumps(b.waits, ensure_ascii=False) for b in beats],
         )
 
     async def leave(self, workers: Sequence[str]) -> None:
@@ -435,7 +435,7 @@ class Ledger(Pacing, Proof):
 
     async def record(self, name: str, what: str, detail: dict[str, Any]) -> None:
         """Add a line to a job's history."""
-        await self._row("record", name, what, json.dumps(detail))
+        await self._row("record", name, what, json.dumps(detail, ensure_ascii=False))
 
     # -- plumbing -------------------------------------------------------------------------------------------------
 
@@ -450,18 +450,18 @@ class Ledger(Pacing, Proof):
             queries()["create_spans"],
             job_id,
             phase.value,
-            [json.dumps(s.lo) for s in spans],
-            [json.dumps(s.hi) for s in spans],
+            [json.dumps(s.lo, ensure_ascii=False) for s in spans],
+            [json.dumps(s.hi, ensure_ascii=False) for s in spans],
             [max(0.0, float(s.rows)) for s in spans],
         )
 
 
 def _maybe_json(value: dict[str, Any] | None) -> str | None:
-    return None if value is None else json.dumps(value)
+    return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _json(backends: tuple[Backend, ...]) -> str:
-    return json.dumps(backends_to_json(backends))
+    return json.dumps(backends_to_json(backends), ensure_ascii=False)
 
 
 def _end(spans: Sequence[SpanBounds]) -> Sequence[str] | None:

@@ -21,7 +21,7 @@ from typing import Final
 from engine.model import Column, KeyColumn, TableName
 from engine.sql import images
 from engine.sql.identifiers import ident, qualified
-from engine.sql.predicates import Bound, columns, parameter, texts, within
+from engine.sql.predicates import Bound, columns, parameter, within
 from engine.sql.statements import CURSOR, TO, SourceShape, TargetShape
 
 FIRST_USER_OID: Final = 16384
@@ -31,8 +31,9 @@ BUCKETS: Final = 64
 SEALED_BYTES: Final = 200
 """A longer text is looked at as its SHA-256, so that a list of rows has a size that can be foretold."""
 
-# A key of the other side may be beyond the type of this one, and is then not here: no reason to fail.
-_WIDE: Final = {"smallint": "bigint", "integer": "bigint"}
+# A key of the other side may be beyond the type of this one, and is then not here: no reason to fail, or to round it
+# into a key that is.
+_WIDE: Final = {"smallint": "bigint", "integer": "bigint", "real": "double precision"}
 
 MARK: Final = "xmin::text || ' ' || ctid::text"
 
@@ -145,7 +146,7 @@ class Rows:
     values: tuple[tuple[int, str], ...]  # of all compared columns
 
     @property
-    def match(self) -> str:
+    def written_key(self) -> str:
         """The key as both sides write it."""
         return f"ARRAY[{', '.join(images.text(*value) for value in self.key_values)}]"
 
@@ -241,10 +242,10 @@ def buckets(side: Rows, form: Form, *, first: bool) -> str:
 
 
 def listed_rows(side: Rows, form: Form, *, first: bool, some: bool = False) -> str:
-    """``(key, match, row, mark)`` of a range.  ``some``: of the buckets in ``$3`` (``int[]``) alone."""
+    """``(key, row, mark)`` of a range.  ``some``: of the buckets in ``$3`` (``int[]``) alone."""
     chosen = f" AND ({side.seed} & {BUCKETS - 1})::int = ANY ($3::int[])" if some else ""
     return (
-        f"SELECT {texts(side.key)} AS key, {side.match} AS match, {side.row(form)} AS row, {MARK} AS mark "
+        f"SELECT {side.written_key} AS key, {side.row(form)} AS row, {MARK} AS mark "
         f"{_range(side, first=first, where=chosen)}"
     )
 
@@ -256,10 +257,10 @@ def listed_keys(side: Rows, *, first: bool, order: Sequence[KeyColumn] | None = 
         bounds = within(order, None if first else parameter(1), parameter(2))
         where = f" AND ({side.where})" if side.where else ""
         return (
-            f"SELECT {texts(side.key)} AS key, {MARK} AS mark FROM {qualified(side.table)} "
+            f"SELECT {side.written_key} AS key, {MARK} AS mark FROM {qualified(side.table)} "
             f"WHERE {bounds}{where}{unused}"
         )
-    return f"SELECT {texts(side.key)} AS key, {MARK} AS mark {_range(side, first=first)}"
+    return f"SELECT {side.written_key} AS key, {MARK} AS mark {_range(side, first=first)}"
 
 
 def suspects(both: Compared, form: Form, *, first: bool) -> str:
@@ -267,7 +268,7 @@ def suspects(both: Compared, form: Form, *, first: bool) -> str:
     names = [f"k{n}" for n in range(len(both.source.key.columns))]
 
     def side(rows: Rows) -> str:
-        return f"(SELECT {columns(rows.key)}, {texts(rows.key)}, {rows.row(form)}, {MARK} {_range(rows, first=first)})"
+        return f"(SELECT {columns(rows.key)}, {rows.written_key}, {rows.row(form)}, {MARK} {_range(rows, first=first)})"
 
     fields = ", ".join([*names, "key", "row", "mark"])
     same = " AND ".join(f"s.{name} = t.{name}" for name in names)
@@ -330,10 +331,10 @@ def at(side: Rows, selected: str) -> str:
 
 
 def lookup(side: Rows, form: Form) -> str:
-    """``(n, key, match, row, mark)`` of the listed keys that this side holds."""
-    selected = f"{texts(side.key)} AS key, {side.match} AS match, {side.row(form)} AS row"
+    """``(n, key, row, mark)`` of the listed keys that this side holds."""
+    selected = f"{side.written_key} AS key, {side.row(form)} AS row"
     return (
-        f"SELECT backfill_listed.n, d.key, d.match, d.row, d.mark FROM {listing(len(side.key))} "
+        f"SELECT backfill_listed.n, d.key, d.row, d.mark FROM {listing(len(side.key))} "
         f"CROSS JOIN LATERAL {at(side, selected)} AS d"
     )
 

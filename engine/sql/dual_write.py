@@ -186,6 +186,7 @@ def mirror(
     def parameter(n: int) -> str:
         return f"${n + 1}::{source.key.columns[n].type_name}"
 
+    compared = [f"{parameter(n)} IS DISTINCT FROM {parameter(n)}" for n in range(len(source.key.columns))]
     notes = [
         f"What a constraint or trigger of {target.table} refuses, the application cannot write to {source.table}.",
         f"TRUNCATE of {source.table} deletes row by row in {target.table}, and is refused outside READ COMMITTED.",
@@ -203,7 +204,7 @@ def mirror(
             TriggerText(names[1], truncate, TRUNCATE | BEFORE, skips_us=False, about="while the rows are still there"),
         ),
         probes=(
-            f"SELECT {' OR '.join(f'{parameter(n)} IS DISTINCT FROM {parameter(n)}' for n in range(len(source.key.columns)))}",
+            f"SELECT {' OR '.join(compared)}",
             _upsert(source, target, always_identity, keep, parameter),
             _still_there(source, parameter),
             _take_out(target, parameter),

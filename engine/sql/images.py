@@ -41,6 +41,7 @@ _SENDERS: Final = {
 _EXACT_EQUALITY: Final = _SELVES | {20, _MONEY, 1083, 1114, 1184, 1266}
 # numeric, interval, and date and time types, and their arrays: an assignment rounds to the declared modifier.
 _ROUNDED: Final = frozenset([1700, 1231, 1114, 1115, 1184, 1185, 1083, 1183, 1266, 1270, 1186, 1187])
+_FLOATS: Final = frozenset([700, 701])
 _INTEGERS: Final = frozenset([20, 21, 23])
 _UUID: Final = 2950
 
@@ -126,7 +127,10 @@ def differ(type_oid: int, left: str, right: str) -> str:
     """A condition: two values of one type do not have the same text, of which NULL has none."""
     if type_oid in _EXACT_EQUALITY:
         return f"({left}) IS DISTINCT FROM ({right})"
-    return f"{image(type_oid, left)} IS DISTINCT FROM {image(type_oid, right)}"
+    images_do = f"{image(type_oid, left)} IS DISTINCT FROM {image(type_oid, right)}"
+    if type_oid in _FLOATS:  # there are many NaN, and one text
+        return f"({images_do} AND {text(type_oid, left)} IS DISTINCT FROM {text(type_oid, right)})"
+    return images_do
 
 
 def as_bigint(type_oid: int, value: str) -> str:

@@ -32,11 +32,11 @@ def lock(side: Rows, strength: str) -> str:
 
 
 def values(side: Rows, written: Sequence[ComparedColumn]) -> str:
-    """``(n, match, values, mark)`` of the listed keys that the source holds: the texts of what is to be written."""
+    """``(n, key, values, mark)`` of the listed keys that the source holds: the texts of what is to be written."""
     texts = ", ".join(images.text(column.type_oid, column.source_value) for column in written)
-    selected = f"{side.match} AS match, ARRAY[{texts}]::text[] AS values"
+    selected = f"{side.written_key} AS key, ARRAY[{texts}]::text[] AS values"
     return (
-        f"SELECT backfill_listed.n, d.match, d.values, d.mark FROM {listing(len(side.key))} "
+        f"SELECT backfill_listed.n, d.key, d.values, d.mark FROM {listing(len(side.key))} "
         f"CROSS JOIN LATERAL {at(side, selected)} AS d"
     )
 
@@ -52,14 +52,14 @@ def update(side: Rows, written: Sequence[ComparedColumn]) -> str:
 
 
 def insert(side: Rows, both: Compared, written: Sequence[ComparedColumn]) -> str:
-    """Insert rows unless somebody else has: ``$1`` the values, row after row.  Gives their keys as ``(match)``."""
+    """Insert rows unless somebody else has: ``$1`` the values, row after row.  Gives their keys as ``(key)``."""
     width = len(written)
     picked = ", ".join(_value(c, 1, width, i) for i, c in enumerate(written))
     overriding = " OVERRIDING SYSTEM VALUE" if both.target.overriding else ""
     return (
         f"INSERT INTO {qualified(side.table)} ({idents(c.name for c in written)}){overriding} "
         f"SELECT {picked} FROM {listing(width)} ON CONFLICT ({columns(side.key)}) DO NOTHING "
-        f"RETURNING {side.match} AS match"
+        f"RETURNING {side.written_key} AS key"
     )
 
 

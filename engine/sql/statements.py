@@ -302,8 +302,8 @@ def lock_ours(target: TargetShape) -> str:
 
 
 def present(source: SourceShape) -> str:
-    """Which of the keys in ``$1`` (see ``key_list``) the source holds, as numbers from 0.  A statement of its own, hence
-    a later snapshot than the one that found them.
+    """Which of the keys in ``$1`` (see ``key_list``) the source holds, as numbers from 0.  A statement of its own,
+    hence a later snapshot than the one that found them.
     """
     key = source.key.columns
     width = len(key)
@@ -313,7 +313,8 @@ def present(source: SourceShape) -> str:
     )
     # "backfill_listed.n", never a bare name: inside EXISTS a column of the table called "n" would be meant instead.
     return (
-        f"SELECT backfill_listed.n FROM generate_series(0, cardinality($1::text[]) / {width} - 1) AS backfill_listed (n) "
+        "SELECT backfill_listed.n "
+        f"FROM generate_series(0, cardinality($1::text[]) / {width} - 1) AS backfill_listed (n) "
         f"WHERE EXISTS (SELECT FROM {qualified(source.table)} WHERE {same}{_and_where(source)})"
     )
 

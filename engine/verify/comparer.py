@@ -169,8 +169,8 @@ class Comparer:
 
     async def release(self) -> None:
         """The target's transaction has ended: let go of what a repair has locked in another database."""
-        if self.holds_source:
-            self.holds_source = False
+        held, self.holds_source = self.holds_source, False
+        if held and not self.source.is_closed:
             await self.source.execute("COMMIT")
 
     async def _look(self, keys: Sequence[KeyValue]) -> list[Look]:
@@ -225,7 +225,7 @@ class Comparer:
     async def _list(
         self, after: KeyValue | None, to: KeyValue, *, only_different: bool = False
     ) -> tuple[list[Any], list[Any]]:
-        """``(key, match, row, mark)`` of the target's and of the source's rows.  ``only_different``: rows that are
+        """``(key, row, mark)`` of the target's and of the source's rows.  ``only_different``: rows that are
         certain to be equal may be left out, on both sides alike.
         """
         first = after is None
@@ -259,13 +259,13 @@ class Comparer:
         return ours, theirs
 
     async def _counterparts(self, theirs: Sequence[Any]) -> list[Any]:
-        """The target's rows under the keys of these rows of the source, with ``match`` as the source writes it."""
+        """The target's rows under the keys of these rows of the source, with ``key`` as the source writes it."""
         sql = compare.lookup(self._here, self.form)
         found: list[Any] = []
         for batch in _batches(theirs, LISTED_KEYS):
             keys = key_list([tuple(row["key"]) for row in batch])
             rows = await self.target.fetch(sql, keys, timeout_s=READ_DEADLINE_S)
-            found += [{**row, "match": batch[row["n"]]["match"]} for row in rows]
+            found += [{**row, "key": batch[row["n"]]["key"]} for row in rows]
         return found
 
     async def _paired(self, suspects: list[Suspect]) -> list[Suspect]:
@@ -358,10 +358,10 @@ def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 def _differences(theirs: Sequence[Any], ours: Sequence[Any]) -> list[Suspect]:
     """Rows of the source against rows of the target, by the text of their keys."""
-    unseen = {tuple(row["match"]): row for row in ours}
+    unseen = {tuple(row["key"]): row for row in ours}
     found: list[Suspect] = []
     for row in theirs:
-        other = unseen.pop(tuple(row["match"]), None)
+        other = unseen.pop(tuple(row["key"]), None)
         if other is None:
             found.append(Suspect(tuple(row["key"]), "missing", row["mark"], None))
         elif other["row"] != row["row"]:

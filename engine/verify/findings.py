@@ -27,7 +27,7 @@ class Digests:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A row that seemed to differ.  ``key`` is in the order of the job's key, as the source writes it where it can.
+    """A row that seemed to differ.  ``key`` is in the order of the job's key, its texts those of the target's types.
 
     A mark identifies the version of a row that was seen; None: there was none.
     """

@@ -9,13 +9,15 @@ wants to insert it too, and then its source row is locked in passing (``SKIP LOC
 for him).  A row that somebody is writing at that moment is taken out again: his UPDATE of the target may have found
 nothing to write, a moment before.
 
-What remains are writers whose snapshot is older than our commit (REPEATABLE READ) and, where the source cannot be
-locked, ones that only UPDATE.  Hence: repaired is not verified; the caller looks again.
+What remains are writers of a missing row who only UPDATE it, and have done so in vain: at the target first, or with a
+snapshot that is older than our commit (REPEATABLE READ), or where we may not lock the source.  Their transactions end
+after ours, and what they leave differs.  Hence: repaired is not verified; the caller looks again, once they have ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engine.db import Connection, classify
@@ -60,26 +62,37 @@ async def repair(comparer: Comparer, looks: Sequence[Look]) -> list[bool]:
 
 async def _in_halves(comparer: Comparer, looks: Sequence[Look]) -> set[int]:
     """Which of them were written.  A row that cannot be written does not keep the others from it."""
+    attempt = _Repair(comparer, looks)
+    written = await _unless_a_row_fails(comparer, attempt.run)
+    if written is not None:
+        return written
+    if len(looks) == 1:
+        if looks[0].kind != "extra" or await _unless_a_row_fails(comparer, attempt.seek_keys) is not None:
+            return set()
+        # A key that the source's type cannot hold: it cannot be looked up there, and need not be.
+        return await _unless_a_row_fails(comparer, attempt.delete_unseen) or set()
+    middle = len(looks) // 2
+    left = await _in_halves(comparer, looks[:middle])
+    return left | {middle + n for n in await _in_halves(comparer, looks[middle:])}
+
+
+async def _unless_a_row_fails(comparer: Comparer, work: Callable[[], Awaitable[set[int]]]) -> set[int] | None:
+    """The work's result; None, and nothing done, when a row is to blame that it failed."""
     sessions = (comparer.target,) if comparer.is_one else (comparer.target, comparer.source)
     for session in sessions:
         await session.execute("SAVEPOINT backfill_repair")
     try:
-        written = await _Repair(comparer, looks).run()
+        written = await work()
     except Exception as error:
         failure = classify(error)
         if failure.lost or not failure.is_of_row:
             raise
         for session in sessions:
             await session.execute("ROLLBACK TO backfill_repair; RELEASE backfill_repair")
-    else:
-        for session in sessions:
-            await session.execute("RELEASE backfill_repair")
-        return written
-    if len(looks) == 1:
-        return set()
-    middle = len(looks) // 2
-    left = await _in_halves(comparer, looks[:middle])
-    return left | {middle + n for n in await _in_halves(comparer, looks[middle:])}
+        return None
+    for session in sessions:
+        await session.execute("RELEASE backfill_repair")
+    return written
 
 
 class _Repair:
@@ -94,10 +107,8 @@ class _Repair:
         self._here = compare.target_rows(comparer.compared)
 
     async def run(self) -> set[int]:
-        every = list(range(len(self._looks)))
-        await self._ask(self._target, statements.lock(self._here, "FOR UPDATE OF d"), every)
-        marks = await self._marks(self._target, self._here, every)
-        same = [n for n in every if marks.get(n) == self._looks[n].target_mark]
+        """All of it; which rows were written."""
+        same = await self._locked()
         extra = [n for n in same if self._looks[n].kind == "extra"]
         found = await self._ask(
             self._source, statements.values(self._there, self._both.written), [n for n in same if n not in extra]
@@ -106,6 +117,21 @@ class _Repair:
         written = await self._update({n: row for n, row in rows.items() if self._looks[n].kind == "changed"})
         written |= await self._insert({n: row for n, row in rows.items() if self._looks[n].kind == "missing"})
         return written | await self._delete(extra)
+
+    async def seek_keys(self) -> set[int]:
+        """Look the keys up at the source, and evaluate nothing else: raises when one is beyond its type."""
+        return set(await self._marks(self._source, replace(self._there, where=None), list(range(len(self._looks)))))
+
+    async def delete_unseen(self) -> set[int]:
+        """Delete what is at the target as it was, without looking at the source."""
+        return set(await self._ask(self._target, statements.delete(self._here), await self._locked()))
+
+    async def _locked(self) -> list[int]:
+        """Lock what the target has; those that are as they were when looked at."""
+        every = list(range(len(self._looks)))
+        await self._ask(self._target, statements.lock(self._here, "FOR UPDATE OF d"), every)
+        marks = await self._marks(self._target, self._here, every)
+        return [n for n in every if marks.get(n) == self._looks[n].target_mark]
 
     async def _update(self, rows: dict[int, Any]) -> set[int]:
         """Every column but the key, which is written only where it differs: others may point to it."""
@@ -132,8 +158,8 @@ class _Repair:
         sql = statements.insert(self._here, self._both, self._both.written)
         values = [value for row in rows.values() for value in row["values"]]
         inserted = await self._target.fetch(sql, values, timeout_s=READ_DEADLINE_S)
-        places = {tuple(row["match"]): n for n, row in rows.items()}
-        ours = sorted(places[tuple(row["match"])] for row in inserted if tuple(row["match"]) in places)
+        places = {tuple(row["key"]): n for n, row in rows.items()}
+        ours = sorted(places[tuple(row["key"])] for row in inserted if tuple(row["key"]) in places)
         steady = await self._steady(ours)
         if gone := [n for n in ours if n not in steady]:
             await self._ask(self._target, statements.delete(self._here), gone)

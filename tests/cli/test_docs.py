@@ -35,15 +35,21 @@ def test_every_option_is_described(name: str) -> None:
         if name in ("restart", "cleanup")
         else section
     )
-    for parameter in command(name).params:
-        if not isinstance(parameter, click.Option) or (name == "plan" and parameter.name in SPEC_FLAGS):
+    for parameter in parameters(command(name)):
+        if not isinstance(parameter, click.Option) or (name in ("plan", "rehearse") and parameter.name in SPEC_FLAGS):
             continue
         if not EVERYWHERE & set(parameter.opts):
             assert any(option in common for option in parameter.opts), f"{name} {parameter.opts}"
 
 
+def parameters(of: click.Command) -> list[click.Parameter]:
+    """Its own, and those of its subcommands."""
+    below = of.commands.values() if isinstance(of, click.Group) else ()
+    return [*of.params, *(parameter for one in below for parameter in one.params)]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_in_a_section_exists(name: str) -> None:
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", SECTIONS[name]))
-    known = {option for parameter in command(name).params for option in parameter.opts}
+    known = {option for parameter in parameters(command(name)) for option in parameter.opts}
     assert shown <= known | EVERYWHERE, shown - known

@@ -15,6 +15,7 @@ from engine.spec import Dsn, Endpoint, JobSpec, TableRef
 from engine.spec.pacing import Pace
 from engine.spec.signals import ALL_OFF
 from tests.support.databases import FreshDatabase
+from tests.support.rights import limited
 
 SHORT = Leases(lease_s=2.0)
 """Leases for tests that wait for one to run out."""
@@ -63,7 +64,8 @@ class Ran:
 
 
 async def prepare(spec: JobSpec) -> Prepared:
-    """Inspect and prepare; raises what preflight refuses."""
+    """Inspect and prepare; raises what preflight refuses.  Under the job's own rights, where the module says so."""
+    spec = await limited(spec)
     return (await inspect(spec, endpoints_of(spec))).prepared()
 
 
@@ -123,6 +125,13 @@ async def start(spec: JobSpec, *, workers: int = 1, **options: Any) -> Running:
     events: list[Event] = []
     options = {"leases": SHORT, "seed": 1} | options
     return Running(Supervisor(await prepare(spec), workers=workers, emit=events.append, **options), events)
+
+
+def knows_no_job(database: FreshDatabase) -> bool:
+    """True when no job was ever written down there, whether or not somebody has prepared a ledger."""
+    if database.sql("SELECT to_regclass('backfill.job') IS NULL") == "t":
+        return True
+    return database.sql("SELECT (SELECT count(*) FROM backfill.job) + (SELECT count(*) FROM backfill.event)") == "0"
 
 
 def differing(database: FreshDatabase, left: str, right: str) -> int:

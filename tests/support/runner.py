@@ -24,6 +24,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,7 @@ import uvloop
 
 import engine.crashpoint
 from engine.events import Event, JobFinished
+from engine.fleet import LocalVerification
 from engine.flow import Leases, Supervisor, endpoints_of, inspect
 from engine.model import JobState
 from engine.spec import Dsn, JobSpec
@@ -67,7 +69,8 @@ class Process:
     def signal(self, number: int) -> None:
         """Send a signal, unless it has ended."""
         if self.is_running:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has just ended, and we have not been told yet
+                os.kill(self.pid, number)
 
     async def ended(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for the end: the exit code, or minus the signal's number."""
@@ -132,9 +135,12 @@ class Nursery:
         lease_s: float = LEASE_S,
         seed: int = 1,
         wait: bool = True,
+        verify: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Process:
-        """Start a runner of that job."""
+        """Start a runner of that job.  ``verify``: begin to verify it, as ``LocalVerification`` is told to; or join
+        those who do.
+        """
         order = {
             "kind": "runner",
             "spec": spec.for_ledger(),
@@ -144,6 +150,7 @@ class Nursery:
             "lease_s": lease_s,
             "seed": seed,
             "wait": wait,
+            "verify": None if verify is None else dict(verify),
         }
         return await self.fork(order, environment)
 
@@ -263,8 +270,11 @@ async def work(order: Mapping[str, Any]) -> int:
     dsns = {side: Dsn(order[side]) if order[side] else None for side in ("source_dsn", "target_dsn")}
     spec = JobSpec.from_ledger(order["spec"], source_dsn=dsns["source_dsn"], target_dsn=dsns["target_dsn"])
     inspection = await inspect(spec, endpoints_of(spec))
+    prepared = inspection.prepared()
+    if order["verify"] is not None:
+        await LocalVerification(spec, **order["verify"])._begin(prepared)
     supervisor = Supervisor(
-        inspection.prepared(),
+        prepared,
         workers=order["workers"],
         emit=_print,
         wait=order["wait"],

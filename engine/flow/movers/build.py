@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from engine.clock import Clock
 from engine.flow.movers import Mover
+from engine.flow.movers.confirm import ConfirmMover
 from engine.flow.movers.server_side import StatementMover
 from engine.flow.movers.streamed import CopyMover
-from engine.flow.movers.confirm import ConfirmMover
 from engine.flow.movers.sweep import SweepMover, TombstoneMover
 from engine.flow.movers.verify import VerifyMover
 from engine.flow.phases import TOMBSTONES

@@ -1,7 +1,8 @@
 """The second look at rows that seemed to differ, and their repair.
 
-A difference counts only if both rows are the same versions at two looks, a while apart, and still differ; rows that
-agree at any look are all right, and rows that change at every look are reported as unsettled.  A repair replaces what
+A difference counts only if both rows are the same versions at two looks, a while apart, still differ, and everybody has
+ended who had written something by the first of the two: he may have been between his commits.  Rows that agree at any
+look are all right, and rows that change at every look are reported as unsettled.  A repair replaces what
 was looked at and nothing else (compare and swap on both rows); what it did is recorded in the same transaction, and
 looked at once more in a phase of its own, because repaired is not verified.
 """
@@ -14,21 +15,27 @@ from typing import Final
 
 from engine.clock import Clock
 from engine.crashpoint import crashpoint
+from engine.flow import barrier
 from engine.flow.bounds import Bound
 from engine.flow.comparing import AnyComparer, comparer_of
 from engine.flow.movers.both import BothSides
 from engine.flow.phases import LOOKED_AT
 from engine.flow.prepare import Prepared
-from engine.flow.shared import SETTLE_S
+from engine.flow.shared import SETTLE_S, Sides
 from engine.ledger.proof import Judged, Numbered
 from engine.ledger.records import JobRecord
 from engine.ledger.store import Ledger
-from engine.model import Observation, Phase, Span
+from engine.model import Observation, Phase, Side, Span
 from engine.sql.statements import advance_call
 from engine.verify import Look
 
 LOOKS: Final = 6
 """Times that a row which changes again and again is looked at."""
+
+TOUCHED: Final = "UPDATE backfill.job SET moved_at = clock_timestamp() WHERE id = {job:d}; "
+"""Sent together with the fence and COMMIT: whoever stands still in mid-repair must not hold a lock on the job, which
+all the others want, his successor first.
+"""
 
 AGREED: Final = "agreed"
 CONFIRMED: Final = "confirmed"
@@ -84,35 +91,45 @@ class ConfirmMover(BothSides):
         marks = {s.id: (s.seen.source_mark, s.seen.target_mark) for s in first}
         left = list(suspects)
         wait_s = max((self._settle_s - s.age_s for s in suspects), default=0.0)
+        writers: str | None = None  # at the last look; those of the first one are behind the phase's barrier
         for _ in range(LOOKS):
             if not left:
                 break
             await self._clock.sleep(max(0.0, wait_s))
             wait_s = self._settle_s
             again: list[Numbered] = []
+            have_ended = not await barrier.still_running(writers, self._sides)
             looks = await self._comparer.look([s.seen.key for s in left])
             for suspect, look in zip(left, looks, strict=True):
                 seen = (look.source_mark, look.target_mark)
                 if look.kind is None:
                     judged.append(Judged(suspect.id, REPAIRED if suspect.state == REPAIRED else AGREED, None))
-                elif marks.get(suspect.id) == seen:
+                elif have_ended and marks.get(suspect.id) == seen:
                     differing[suspect.id] = look
                     judged.append(Judged(suspect.id, CONFIRMED, look.kind, look.columns))
                 else:
                     marks[suspect.id] = seen
                     again.append(suspect)
             left = again
+            writers = await barrier.freeze(self._sides, only_writers=True) if left else None
         judged += [Judged(s.id, UNSETTLED, None) for s in left]
         return judged, differing
+
+    @property
+    def _sides(self) -> Sides:
+        here = {Side.TARGET: self.connection}
+        return here if self._there is None else here | {Side.SOURCE: self._there}
 
     async def _record(self, span: Span, bound: Bound, judged: list[Judged], differing: dict[int, Look]) -> None:
         """Repairs, what became of each row, cursor and fence in one transaction."""
         assert self._comparer is not None
         here = self.connection
+        touched = ""
         await here.execute("BEGIN")
         try:
             if self._repairs and differing:
                 judged = await self._mend(judged, differing)
+                touched = TOUCHED.format(job=self._job_id)
             if judged:
                 await Ledger(here).judge(judged)
             crashpoint("write.after")
@@ -129,7 +146,7 @@ class ConfirmMover(BothSides):
                 remember=False,
             )
             crashpoint("commit.before")
-            await here.execute(f"{fence}; COMMIT")
+            await here.execute(f"{touched}{fence}; COMMIT")
         except BaseException:
             await here.roll_back()
             raise
@@ -139,7 +156,6 @@ class ConfirmMover(BothSides):
     async def _mend(self, judged: list[Judged], differing: dict[int, Look]) -> list[Judged]:
         """Repair what differs, in the transaction that is open; what became of each row."""
         assert self._comparer is not None
-        await Ledger(self.connection).touched(self._job_id)
         written = dict(zip(differing, await self._comparer.repair(list(differing.values())), strict=True))
         # One that was not written has been changed by somebody else in between, or cannot be: to be looked at again.
         return [replace(j, state=REPAIRED if written[j.id] else UNSETTLED) if j.id in differing else j for j in judged]

@@ -41,7 +41,7 @@ QUEUE_PIECES: Final = 16
 Scanner = FrameScanner | TextScanner
 
 
-class _Stream:
+class Stream:
     """One running COPY OUT: pieces pass the scanner into a short queue; full, it holds the source back."""
 
     def __init__(self, reader: Connection, query: str, scanner: Scanner, *, binary: bool) -> None:
@@ -183,13 +183,13 @@ class CopyMover:
             and failure.constraint in self._arbiters
         )
 
-    def _start(self, bound: Bound) -> _Stream:
+    def _start(self, bound: Bound) -> Stream:
         """Have the source send; what comes first waits in the queue while the target is asked and begins."""
         assert self._reader is not None
         scanner = FrameScanner(len(self._columns), self._key_fields) if self._binary else TextScanner()
         query = copy_query(self._source, self._target, bound.after, bound.to)
         crashpoint("read.before")
-        return _Stream(self._reader, query, scanner, binary=self._binary)
+        return Stream(self._reader, query, scanner, binary=self._binary)
 
     async def _may_go_direct(self, bound: Bound) -> bool:
         """True when no row of the chunk's range is in the target, as far as anybody can tell beforehand."""
@@ -201,25 +201,12 @@ class CopyMover:
         after = None if bound.after is None else list(bound.after)
         return bool(await self.connection.fetchval(sql, after, list(bound.to)))
 
-    async def _transaction(self, span: Span, bound: Bound, stream: _Stream, *, staged: bool) -> int:
+    async def _transaction(self, span: Span, bound: Bound, stream: Stream, *, staged: bool) -> int:
         writer = self.connection
         await writer.execute(f"BEGIN; {create_staging(self._target)}" if staged else "BEGIN")
         try:
-            crashpoint("write.before")
-            rows = await writer.copy_in(
-                None if staged else self._target.table,
-                self._columns,
-                stream.pieces(),
-                binary=self._binary,
-                temp_name=STAGING if staged else None,
-            )
+            rows = await self._fill(bound, stream, staged=staged)
             scanner = stream.scanner
-            if rows != scanner.rows:
-                raise BackfillError(f"the source sent {scanner.rows} rows and the target took {rows}")
-            crashpoint("write.after")
-            if staged:
-                tag = await writer.execute(insert_staged(self._target, bound.after, bound.to))
-                rows = int(tag.rpartition(" ")[2])
             fence = advance_call(
                 self._job_id,
                 span.id,
@@ -237,6 +224,25 @@ class CopyMover:
         except BaseException:
             await writer.roll_back()
             raise
+        return rows
+
+    async def _fill(self, bound: Bound, stream: Stream, *, staged: bool) -> int:
+        """The chunk's rows, in the transaction that is open; how many were written."""
+        writer = self.connection
+        crashpoint("write.before")
+        rows = await writer.copy_in(
+            None if staged else self._target.table,
+            self._columns,
+            stream.pieces(),
+            binary=self._binary,
+            temp_name=STAGING if staged else None,
+        )
+        if rows != stream.scanner.rows:
+            raise BackfillError(f"the source sent {stream.scanner.rows} rows and the target took {rows}")
+        crashpoint("write.after")
+        if staged:
+            tag = await writer.execute(insert_staged(self._target, bound.after, bound.to))
+            rows = int(tag.rpartition(" ")[2])
         return rows
 
     def abort(self) -> None:

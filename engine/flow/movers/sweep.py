@@ -7,7 +7,7 @@ locks the suspect rows, looks at the source again *in a later statement* (whoeve
 lock, or has been seen), and deletes those that are still missing and still as we wrote them.
 
 Where our own triggers have left a tombstone for every key that was deleted since before the first chunk, only those
-keys are suspect: the sweep pages through the tombstones, and costs what the deletes cost instead of what the table does.
+keys are suspect: the sweep pages through the tombstones, and costs what the deletes cost, not what the table does.
 """
 
 from __future__ import annotations

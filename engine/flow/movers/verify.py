@@ -49,7 +49,8 @@ class VerifyMover(BothSides):
         self._comparer = comparer_of(self._prepared, self._there or self.connection, self.connection)
         await self._comparer.agree_on_hashes()
         if self._phase is Phase.VERIFY:
-            self._statements = tuple(chunk_statement(self._comparer, first=first) for first in (True, False))
+            comparer = self._comparer
+            self._statements = (chunk_statement(comparer, first=True), chunk_statement(comparer, first=False))
 
     async def move(self, span: Span, bound: Bound) -> Observation:
         """One chunk: usually one look that finds both sides equal, and advances."""

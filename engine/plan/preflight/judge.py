@@ -31,7 +31,7 @@ def preflight(facts: PreflightFacts) -> tuple[Finding, ...]:
 
 
 def _findings(facts: PreflightFacts, choice: KeyChoice, columns: ColumnMap | None) -> Iterator[Finding]:
-    yield from check_servers(facts)
+    yield from check_servers(facts, columns)
     yield from check_tables(facts)
     yield from check_writes(facts)
     yield from _key(facts, choice)

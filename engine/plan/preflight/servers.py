@@ -7,6 +7,7 @@ from typing import Final
 
 from engine.model import ConflictPolicy, Deletes, Finding, Mode, Side, Table
 from engine.plan.preflight.catalogue import Code, finding
+from engine.plan.preflight.columns import ColumnMap
 from engine.plan.preflight.facts import PreflightFacts, ServerFacts, ServerState
 from engine.spec import JobSpec
 
@@ -24,20 +25,24 @@ _GRANTS: Final = "`backfill grants` prints the GRANT script for this job"
 _INSTALL: Final = "`backfill dualwrite FILE --install` makes triggers that do it; or "
 
 
-def required_privileges(spec: JobSpec, mode: Mode) -> tuple[frozenset[str], frozenset[str]]:
-    """The table privileges that a job needs: on its source, and on its target (none in place)."""
+def required_privileges(spec: JobSpec, mode: Mode, *, repairs: bool = False) -> tuple[frozenset[str], frozenset[str]]:
+    """The table privileges that a job needs: on its source, and on its target (none in place).
+
+    ``repairs``: with those that ``verify --repair`` needs besides; a verification that only looks needs no more than
+    the job.
+    """
     if mode is Mode.UPDATE:
         return frozenset({"SELECT", "UPDATE"}), frozenset()
     target = {"SELECT", "INSERT"}
     if spec.on_conflict.policy in (ConflictPolicy.REPLACE, ConflictPolicy.NEWEST):
         target.add("UPDATE")
-    if spec.deletes is Deletes.GUARDED:
-        # The sweep locks a suspect row before it looks at the source again, and SELECT … FOR UPDATE needs UPDATE.
+    if spec.deletes is Deletes.GUARDED or repairs:
+        # Both lock a suspect row before they look at the source again, and SELECT … FOR UPDATE needs UPDATE.
         target |= {"UPDATE", "DELETE"}
     return frozenset({"SELECT"}), frozenset(target)
 
 
-def check_servers(facts: PreflightFacts) -> Iterator[Finding]:
+def check_servers(facts: PreflightFacts, columns: ColumnMap | None) -> Iterator[Finding]:
     """Versions, recovery, what the role may do, who is in the way there, and whether there is room for our sessions."""
     sides = [("source", facts.source_server)]
     if facts.target_server is not None and facts.target_server is not facts.source_server:
@@ -48,6 +53,8 @@ def check_servers(facts: PreflightFacts) -> Iterator[Finding]:
     yield from _privileges(on_source, facts.source, facts)
     if facts.target is not None:
         yield from _privileges(on_target, facts.target, facts)
+        if columns is not None:
+            yield from _sequences(facts.target, columns, facts)
     for side, state in facts.states.items():
         yield from _state(facts, side, state)
 
@@ -105,6 +112,21 @@ def _privileges(needed: frozenset[str], table: Table, facts: PreflightFacts) -> 
             f"role {facts.spec.role or server.user} lacks USAGE on the schema of {table.name}",
             _GRANTS,
         )
+
+
+def _sequences(target: Table, columns: ColumnMap, facts: PreflightFacts) -> Iterator[Finding]:
+    """Defaults that our role may not ask for."""
+    server = facts.target_server or facts.source_server
+    role = facts.spec.role or server.user
+    for sequence in target.closed_sequences:
+        numbered = [name for name in sequence.columns if name not in columns.names]
+        if numbered:
+            yield finding(
+                Code.PRIVILEGES,
+                f"role {role} lacks USAGE on sequence {sequence.name}, which numbers {', '.join(numbered)} of"
+                f" {target.name}",
+                f"GRANT USAGE ON SEQUENCE {sequence.name} TO {role}, or map the column in columns",
+            )
 
 
 def _state(facts: PreflightFacts, side: Side, state: ServerState) -> Iterator[Finding]:
