@@ -60,7 +60,7 @@ def _forecast(seen: Inspection) -> Forecast | None:
 
 def _stays_on_page(seen: Inspection) -> bool:
     """Whether updates can be heap-only: no set column is indexed, and pages have room left."""
-    indexed = {column for index in seen.source.indexes for column in index.columns}
+    indexed = {column for index in seen.source.indexes for column in (*index.columns, *index.reads)}
     return seen.mode is Mode.UPDATE and seen.source.fillfactor < _FULL_PAGE and not indexed & set(seen.spec.set)
 
 

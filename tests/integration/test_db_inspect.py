@@ -205,8 +205,8 @@ async def test_triggers_rules_keys_and_children(connection: Connection, database
         *("b", False, False, False, True, True),
     )
     assert set(table.foreign_keys) == {
-        ForeignKey("t_a_b_fkey", True, ("a", "b"), TableName("Sch", "parent")),
-        ForeignKey("child_t_fkey", False, ("id",), TableName("Sch", "child")),
+        ForeignKey("t_a_b_fkey", True, ("a", "b"), TableName("Sch", "parent"), indexed=False),
+        ForeignKey("child_t_fkey", False, ("id",), TableName("Sch", "child"), indexed=False),
     }
     assert table.rules == ("quiet",)
     assert table.inheritance_children == 1

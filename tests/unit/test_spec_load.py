@@ -232,7 +232,6 @@ def test_specs_that_are_wrong_as_a_whole(text, words):
     ("text", "path"),
     [
         ("transform: 'shop.transforms:cents'", "transform"),
-        ("errors: {max_quarantined: 5}", "errors.max_quarantined"),
         ("verify: after", "verify"),
         ("order: physical", "order"),
     ],
@@ -248,7 +247,14 @@ def test_a_configured_connection_is_not_available_yet():
     assert only_problem(text)[2] == "source.connection"
 
 
-@pytest.mark.parametrize("value", ["-1", "1.5", "true", "'0'"])
+@pytest.mark.parametrize("value", [0, 1, 1_000_000])
+def test_so_many_rows_may_be_set_aside(value):
+    spec = parse_spec(IN_PLACE + f"errors: {{max_quarantined: {value}}}", ENV)
+    assert spec.errors.max_quarantined == value
+    assert spec.for_ledger()["errors"] == {"max_quarantined": value}
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5", "true", "'0'", "1000001"])
 def test_max_quarantined_takes_only_what_works(value):
     assert only_problem(IN_PLACE + f"errors: {{max_quarantined: {value}}}")[2] == "errors.max_quarantined"
 
