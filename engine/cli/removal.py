@@ -13,7 +13,7 @@ from engine.cli.terminal import Terminal, confirm, output_options
 from engine.cli.words import one_line
 from engine.db import Database
 from engine.errors import Busy, UsageError
-from engine.flow.dual_write_change import Installed, find_installed, remove
+from engine.flow.dual_write_change import Installed, find_installed, patience, remove
 from engine.ledger.records import JobStatus
 from engine.model import Mode
 from engine.telemetry import numbers
@@ -106,7 +106,7 @@ async def _cleanup_job(terminal: Terminal, place: Place, *, yes: bool, force: bo
         _refuse_alive(await ledger.status(place.job), force=force)
         if triggers:
             # While they are there they write tombstones for nobody; and a job that is gone cannot be asked about them.
-            await remove(ledger.connection, place.job, force=True)
+            await remove(ledger.connection, place.job, force=True, by=patience(tell=terminal.say))
         await ledger.record(place.job, "cleanup", {"state": status.state.value, "rows": status.rows_done})
         await ledger.forget(place.job)
     if terminal.as_json:
@@ -139,7 +139,7 @@ async def _cleanup_all(terminal: Terminal, database: Database, *, yes: bool, for
         for status in await ledger.list():
             _refuse_alive(status, force=force)
         for job in sorted({found.job for found in triggers if found.job is not None}):
-            await remove(ledger.connection, job, force=True)
+            await remove(ledger.connection, job, force=True, by=patience(tell=terminal.say))
         await ledger.drop()
     if terminal.as_json:
         terminal.json({"removed": [status.job for status in jobs]})
