@@ -59,6 +59,20 @@ SELECT named.nspname::text AS name,
  GROUP BY 1 ORDER BY 1
 """
 
+# An INSERT that leaves a column out takes its default with the rights of whoever inserts; an identity's needs none.
+_SEQUENCES_TAKEN: Final = """
+SELECT DISTINCT sn.nspname::text AS schema, s.relname::text AS name
+  FROM pg_class c
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+  JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+  JOIN pg_depend p ON p.classid = 'pg_attrdef'::regclass AND p.objid = d.oid AND p.refclassid = 'pg_class'::regclass
+  JOIN pg_class s ON s.oid = p.refobjid AND s.relkind = 'S'
+  JOIN pg_namespace sn ON sn.oid = s.relnamespace
+ WHERE n.nspname = $1 AND c.relname = $2 AND a.attname <> ALL ($3::text[])
+ ORDER BY 1, 2
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Grantee:
@@ -82,6 +96,7 @@ class Part:
     version_num: int
     schemas: tuple[tuple[str, bool], ...]  # with tables, types and collations; True: with those of keys
     tables: tuple[tuple[TableName, frozenset[str]], ...]
+    sequences: tuple[TableName, ...]  # of defaults that the job leaves to the target
     repair: tuple[TableName, frozenset[str]] | None  # what verify --repair takes besides, if anything
     ledger: str | None  # what creates or upgrades the ledger; empty: it is up to date; None: not in this database
     staging: bool
@@ -165,23 +180,30 @@ async def collect(spec: JobSpec, source: Database, target: Database) -> list[Par
                 here.server.database_oid,
             ):
                 return [await _part(spec, here, here)]
-            return [await _part(spec, there, None), await _part(spec, None, here)]
+            written = await _written(spec, there)
+            return [await _part(spec, there, None), await _part(spec, None, here, written=written)]
         finally:
             await there.close()
     finally:
         await here.close()
 
 
-async def _part(spec: JobSpec, source: Connection | None, target: Connection | None) -> Part:
+async def _part(
+    spec: JobSpec, source: Connection | None, target: Connection | None, *, written: list[str] | None = None
+) -> Part:
     """The rights in one database: the source's, the target's, or those of both in one."""
     mode = Mode.UPDATE if spec.target is None else Mode.INSERT if source is target else Mode.COPY
     on_source, on_target = required_privileges(spec, mode)
     tables: list[tuple[TableName, frozenset[str]]] = []
-    repair = None
+    repair, sequences = None, []
     if source is not None:
         tables.append((await _table(source, spec.source.table), on_source))
     if target is not None and spec.target is not None:
         tables.append((await _table(target, spec.target.table), on_target))
+        if written is None:
+            written = await _written(spec, target)
+        taken = await target.fetch(_SEQUENCES_TAKEN, tables[-1][0].schema, tables[-1][0].name, written)
+        sequences = [TableName(row["schema"], row["name"]) for row in taken]
         more = required_privileges(spec, mode, repairs=True)[1] - on_target
         repair = (tables[-1][0], more) if more else None
     ledger: str | None = None
@@ -209,6 +231,7 @@ async def _part(spec: JobSpec, source: Connection | None, target: Connection | N
         version_num=connection.server.version_num,
         schemas=await _schemas(connection, [table for table, _ in tables]),
         tables=tuple(tables),
+        sequences=tuple(sequences),
         repair=repair,
         ledger=ledger,
         staging=mode is Mode.COPY and target is not None,
@@ -237,6 +260,15 @@ async def _table(connection: Connection, table: TableRef) -> TableName:
         raise CannotConnect(f"{connection.label} went away") from error
 
 
+async def _written(spec: JobSpec, source: Connection) -> list[str]:
+    """The columns of the target that the job fills; by default those that the source has."""
+    if spec.columns:
+        return [*spec.columns]
+    oid, _ = await find_table(source, spec.source.table)
+    rows = await source.fetch("SELECT attname::text AS name FROM pg_attribute WHERE attrelid = $1::oid", oid)
+    return [row["name"] for row in rows]
+
+
 async def _schemas(connection: Connection, tables: list[TableName]) -> tuple[tuple[str, bool], ...]:
     found = {table.schema: False for table in tables}
     for table in tables:
@@ -262,6 +294,8 @@ async def _owner(connection: Connection, table: TableName) -> str:
 def _opening(spec: JobSpec, to: Grantee) -> Iterator[str]:
     yield f"-- Rights of role {to.rows} for job {spec.name}."
     yield "-- To be run as the owner of the tables and of the ledger, or as a superuser; each part in its database."
+    yield "-- What expressions of the spec and triggers of the tables call besides (functions, sequences, other tables)"
+    yield "-- is not in it."
     if to.login != to.rows:
         yield f"-- {to.login} connects and keeps the ledger; for statements on rows it becomes {to.rows}."
 
@@ -279,6 +313,8 @@ def script_of(part: Part, to: Grantee, *, repair: bool = False) -> Iterator[str]
         yield f"GRANT USAGE ON SCHEMA {ident(schema)} TO {to.both if has_key_types else rows};"
     for table, privileges in part.tables:
         yield _on_table(privileges, table, to.rows)
+    for sequence in part.sequences:
+        yield f"GRANT USAGE ON SEQUENCE {qualified(sequence)} TO {rows};"
     if part.repair is not None:
         table, privileges = part.repair
         if repair:

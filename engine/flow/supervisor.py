@@ -406,6 +406,8 @@ class Supervisor:
             target=prepared.target if phase is Phase.MOVE and prepared.asks_ahead else None,
             check_schema=self._check_schema,
             end_backends=self._control.end_backends,
+            max_quarantined=prepared.spec.errors.max_quarantined,
+            arbiters=prepared.arbiters,
             stop=stop,
         )
 

@@ -8,6 +8,7 @@ import pytest
 
 from engine.crashpoint import POINTS
 from engine.spec import ChunkLimits, JobSpec
+from engine.spec.models import Errors
 from tests.support.databases import TwoDatabases
 from tests.support.jobs import in_place, into, rows_of
 from tests.support.runner import Nursery
@@ -17,6 +18,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="module")]
 ROWS = 4000
 CHUNK = ChunkLimits(min_rows=10, max_rows=200)
 LEASE_S = 1.0
+BAD_ID = 1234
 
 SLOW_CHUNKS = """
 CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
@@ -37,6 +39,8 @@ DEATHS = {
     "write.after": [("copy", 3)],
     "commit.before": [("copy", 1), ("copy", 5)],
     "commit.after": [("count", 1), ("count", 4), ("copy", 3), ("insert", 3)],
+    "quarantine.before": [("bad count", 1)],
+    "quarantine.after": [("bad count", 1)],
     "release.before": [("count", 1)],
     "release.after": [("count", 1)],
     "steal.before": [("long count", 1)],
@@ -49,10 +53,13 @@ DEATHS = {
 
 
 class Job:
-    """Tables of one kind of job; ``count`` adds one to a counter whose ``done`` is never true."""
+    """Tables of one kind of job; ``count`` adds one to a counter whose ``done`` is never true; in ``bad count`` one row
+    cannot be written.
+    """
 
     def __init__(self, kind: str, databases: TwoDatabases) -> None:
         self.kind = kind.rsplit(maxsplit=1)[-1]
+        self.bad = BAD_ID if kind.startswith("bad") else None
         self.rows = 3 * ROWS if kind.startswith("long") else ROWS
         self.source = databases.source
         self.target = databases.target if kind == "copy" else databases.source
@@ -71,16 +78,20 @@ class Job:
             return in_place(
                 self.source,
                 "src",
-                {"counter": "counter + 1"},
+                {"counter": f"counter + 1 + 0 / (id - {self.bad or 0})"},
                 done="false",
                 chunk=CHUNK,
+                errors=Errors(max_quarantined=1),
                 accept=("TRIGGERS_ON_SOURCE",),
             )
         return into(self.source, "src", self.target, "dst", columns={"id": "id", "v": "v"}, chunk=CHUNK)
 
     def check(self) -> None:
         if self.kind == "count":
-            assert self.source.sql("SELECT min(counter), max(counter), count(*) FROM src") == f"1|1|{self.rows}"
+            good = f"SELECT min(counter), max(counter), count(*) FROM src WHERE id <> {self.bad or 0}"
+            assert self.source.sql(good) == f"1|1|{self.rows - bool(self.bad)}"
+            aside = self.source.sql("SELECT key, attempts FROM backfill.quarantine")
+            assert aside == (f"{{{self.bad}}}|1" if self.bad else "")
         else:
             assert rows_of(self.source, "SELECT id, v FROM src") == rows_of(self.target, "SELECT id, v FROM dst")
 

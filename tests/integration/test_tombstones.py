@@ -8,13 +8,16 @@ from typing import Any
 import asyncpg
 import pytest
 
+from engine.flow import endpoints_of, inspect
 from engine.flow.dual_write_change import install
 from engine.model import JobState
 from engine.spec import ChunkLimits, JobSpec
 from engine.spec.pacing import Pace
 from engine.spec.signals import ALL_OFF
 from tests.support.databases import FreshDatabase, on_each_major
-from tests.support.jobs import Running, differing, into, prepare, start
+from tests.support.jobs import Running, differing, into, start
+
+pytestmark = pytest.mark.usefixtures("under_its_rights")
 
 ROWS = 2_000
 SLOWLY = Pace(signals=ALL_OFF, max_rows_per_s=1_500)
@@ -32,7 +35,8 @@ def tables(database: FreshDatabase) -> FreshDatabase:
 
 
 async def put_triggers(spec: JobSpec) -> None:
-    prepared = await prepare(spec)
+    """As the superuser: whoever moves rows may not change the source."""
+    prepared = (await inspect(spec, endpoints_of(spec))).prepared()
     session = await prepared.endpoints.source.connect("dualwrite")
     await install(session, prepared)
     await session.close()

@@ -16,6 +16,9 @@ from engine.model import JobState, Phase, Verify
 from engine.spec import ChunkLimits, JobSpec
 from tests.support.databases import FreshDatabase, TlsServer, TwoDatabases, on_each_major
 from tests.support.jobs import UNPACED, differing, in_place, into, rows_of, run, run_to_done
+from tests.support.rights import limited
+
+pytestmark = pytest.mark.usefixtures("under_its_rights")
 
 ROWS = 20_000
 SETTLE_S = 0.1
@@ -23,7 +26,7 @@ SETTLE_S = 0.1
 
 async def verify(spec: JobSpec, **options: Any) -> tuple[Verification, LocalVerification, list[Event]]:
     events: list[Event] = []
-    run = LocalVerification(spec, emit=events.append, **({"settle_s": SETTLE_S, "show": 10_000} | options))
+    run = LocalVerification(await limited(spec), emit=events.append, **({"settle_s": SETTLE_S, "show": 10_000} | options))
     result = await run.run()
     assert result.error is None, result.error
     assert run.verification is not None
@@ -129,17 +132,17 @@ async def test_only_a_job_that_is_done_can_be_verified(pair: tuple[FreshDatabase
     await run_to_done(spec)
     pair[1].sql("UPDATE backfill.job SET state = 'running', phase = 'move', finished_at = NULL")
     with pytest.raises(Busy):
-        await LocalVerification(spec).run()
+        await LocalVerification(await limited(spec)).run()
     pair[1].sql("SELECT backfill.cancel('job')")
     with pytest.raises(HeldByOperator):
-        await LocalVerification(spec).run()
+        await LocalVerification(await limited(spec)).run()
 
 
 async def test_a_cancelled_verification_leaves_the_job_done(pair: tuple[FreshDatabase, FreshDatabase]) -> None:
     spec = job(pair)
     await run_to_done(spec)
     pair[1].sql("UPDATE dst SET n = n + 1 WHERE id = 1")
-    run = LocalVerification(spec, settle_s=20)
+    run = LocalVerification(await limited(spec), settle_s=20)
     task = asyncio.create_task(run.run())
     await until(lambda: pair[1].sql("SELECT phase FROM backfill.job").strip() == "confirm")
     pair[1].sql("SELECT backfill.cancel('job', 'enough')")
@@ -199,7 +202,7 @@ async def test_a_job_that_cannot_be_computed_again_is_verified_by_what_is_left(d
     seen, _, _ = await verify(spec)
     assert (seen.verified, found(seen)) == (False, (2, 0, 0, 0))
     with pytest.raises(UsageError, match="repair"):
-        await LocalVerification(spec, repair=True).run()
+        await LocalVerification(await limited(spec), repair=True).run()
 
 
 async def test_columns_that_are_volatile_are_not_compared(pair: tuple[FreshDatabase, FreshDatabase]) -> None:

@@ -293,7 +293,7 @@ async def work(order: Mapping[str, Any]) -> int:
             seconds=result.seconds,
             rows_per_s=result.rows_per_s,
             retries=result.retries,
-            quarantined=0,
+            quarantined=result.quarantined,
             resumed=result.resumed,
             verified=None,
         )
