@@ -26,7 +26,7 @@ from typing import Any, Final
 import asyncpg
 import uvloop
 
-from bench.ours import command, run_command
+from bench.ours import command, environment, run_command
 from bench.report import Contender, Ratio, Report, Sample, Target, arguments_for, say, settle
 from bench.stage import ORDERS_COLUMNS, Stage, check_equal
 
@@ -345,7 +345,9 @@ def _timed(arguments: list[str], rows: int, accepted: tuple[int, ...] = (0,)) ->
     """A program from start to exit, with its processor time; what it wrote."""
     before = os.times()
     began = time.perf_counter()
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=NO_TIMEOUT_S)
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, check=False, timeout=NO_TIMEOUT_S, env=environment()
+    )
     seconds = time.perf_counter() - began
     after = os.times()
     if done.returncode not in accepted:

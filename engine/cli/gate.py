@@ -48,8 +48,8 @@ def gate(terminal: Terminal, job: str, dsn: str | None, source_dsn: str | None) 
 
 async def look_at_gate(spec: JobSpec) -> Gate:
     """The gate of the job of ``spec``, over sessions of its own."""
-    prepared = (await inspect(spec, endpoints_of(spec))).prepared()
-    endpoints = prepared.endpoints
+    seen = await inspect(spec, endpoints_of(spec))
+    endpoints = seen.endpoints
     async with AsyncExitStack() as stack:
         here = await endpoints.target.connect("gate")
         stack.push_async_callback(here.close)
@@ -60,7 +60,7 @@ async def look_at_gate(spec: JobSpec) -> Gate:
             sides[Side.SOURCE] = there
         ledger = Ledger(here)
         await ledger.require()
-        return await gates.gate(prepared, ledger, sides)
+        return await gates.gate(seen, ledger, sides)
 
 
 def _show(terminal: Terminal, found: Gate) -> None:

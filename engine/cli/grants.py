@@ -102,6 +102,7 @@ class Part:
     staging: bool
     stats: tuple[tuple[str, str], ...]  # predefined roles, and the signals that need them
     notes: tuple[str, ...]
+    has_role: bool  # the spec names one, whom whoever prepares the job becomes
     dual_write: tuple[TableName, str, TableName | None] | None  # the source, its owner, and the target of the triggers
 
 
@@ -237,6 +238,7 @@ async def _part(
         staging=mode is Mode.COPY and target is not None,
         stats=tuple(_signal_rights(spec, is_written=target is not None)),
         notes=tuple(notes),
+        has_role=spec.role is not None,
         dual_write=dual_write,
     )
 
@@ -328,7 +330,7 @@ def script_of(part: Part, to: Grantee, *, repair: bool = False) -> Iterator[str]
     if part.ledger is not None:
         yield from _ledger(part.ledger, to)
     if part.dual_write is not None:
-        yield from _dual_write(*part.dual_write)
+        yield from _dual_write(*part.dual_write, role=to.rows if part.has_role else None)
     yield ""
     yield "-- Needs a superuser, and may be left out: ends the sessions of workers that froze, without waiting for the"
     yield "-- server to notice, though another role opened them."
@@ -355,7 +357,7 @@ def _ledger(migration: str, to: Grantee) -> Iterator[str]:
     yield "-- backfill cleanup --all takes the owner of schema backfill, who drops it."
 
 
-def _dual_write(source: TableName, owner: str, target: TableName | None) -> Iterator[str]:
+def _dual_write(source: TableName, owner: str, target: TableName | None, *, role: str | None) -> Iterator[str]:
     """What triggers take, as comments: whoever moves rows must not be able to change the table that the application
     writes.
     """
@@ -364,8 +366,11 @@ def _dual_write(source: TableName, owner: str, target: TableName | None) -> Iter
     yield f"-- owner {owner} who may also do this (schema backfill has to be there):"
     name = ident(owner)
     yield f"--   GRANT CREATE, USAGE ON SCHEMA backfill TO {name};"
-    yield f"--   GRANT SELECT ON backfill.version, backfill.job TO {name};"
+    yield f"--   GRANT SELECT ON backfill.version TO {name};"
+    yield f"--   GRANT SELECT, UPDATE ON backfill.job, backfill.span TO {name};"
     yield f"--   GRANT INSERT ON backfill.event TO {name};"
+    if role is not None:
+        yield f"--   GRANT {ident(role)} TO {name};"
     if target is None:
         return
     yield "-- The triggers' functions run as whoever owns them, the source's owner where a superuser installs them:"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -12,7 +12,7 @@ from engine.cli.loop import run_async
 from engine.cli.places import job_argument, ledger_option
 from engine.cli.progress import Display
 from engine.cli.terminal import Terminal, error_json, output_options
-from engine.errors import UsageError, VerificationMismatch
+from engine.errors import HeldByOperator, UsageError, VerificationMismatch
 from engine.fleet import Interrupted, LocalVerification
 from engine.fleet.signals import exit_code
 from engine.fleet.verification import finished_verification
@@ -82,6 +82,7 @@ async def _verify(terminal: Terminal, spec: JobSpec, *, repair: bool, settle_s: 
         show=show,
         emit=display if lines is None else tee(display, lines),
         signals=True,
+        joined=lambda found: terminal.say(_joined(found)),
     )
     try:
         with display.shown():
@@ -99,17 +100,38 @@ async def _verify(terminal: Terminal, spec: JobSpec, *, repair: bool, settle_s: 
         terminal.say(f"stopped before the end: the next backfill verify {spec.name} goes on from there")
         return exit_code(run.interrupted) if run.interrupted is not None else 75
     for row in run.differences:
-        terminal.data(_row(row))
+        if lines is not None:
+            lines.write(_row_json(row))
+        else:
+            terminal.data(_row(row))
     event = finished_verification(spec.name, found)
     if lines is not None:
         lines(event)
     _say(terminal, spec.name, found)
+    if found.outcome == "cancelled":
+        return HeldByOperator.exit_code
     return 0 if found.verified else VerificationMismatch.exit_code
+
+
+def _joined(found: Verification) -> str:
+    """Whoever joins gets what was asked for then, not what he asks for."""
+    how = "with" if found.repair else "without"
+    return f"going on with the verification that was begun {how} --repair at {found.started_at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _row(row: Difference) -> str:
     columns = f" in {', '.join(row.columns)}" if row.columns else ""
     return f"{row.state:<9}  {row.kind}{columns}: ({', '.join(row.key)})"
+
+
+def _row_json(row: Difference) -> dict[str, Any]:
+    return {
+        "event": "verify.row",
+        "state": row.state,
+        "kind": row.kind,
+        "columns": list(row.columns),
+        "key": list(row.key),
+    }
 
 
 def _say(terminal: Terminal, job: str, found: Verification) -> None:
@@ -130,6 +152,8 @@ def _say(terminal: Terminal, job: str, found: Verification) -> None:
         return
     if found.verified:
         terminal.say(f"{job} is verified: {size}" + (f"; {said}" if said else ", no difference"), "bold green")
+        if found.repaired:
+            terminal.say("  before the gate opens, verify once more: it wants one that began after the repair", "dim")
         return
     more = "at least " if found.truncated else ""
     terminal.say(f"{job} differs: {more}{said or 'rows'}; {size}", "bold red")

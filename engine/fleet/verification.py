@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from engine.errors import Busy, HeldByOperator, UsageError
@@ -20,7 +20,8 @@ from engine.spec import JobSpec
 class LocalVerification(LocalRun):
     """Verifies the job of ``spec``, which must be done, with workers in this process; ``await run.run()`` once.
 
-    A verification that runs already, or was interrupted, is joined and brought to its end, as it was asked for then.
+    A verification that runs already, or was interrupted, is joined and brought to its end, as it was asked for then;
+    ``joined`` hears of it before anything is compared.
     ``repair``: make the target (in place: the columns) equal to the source where they differ.  ``settle_s``: between
     the two looks at a row that seems to differ.  ``show``: so many keys of rows that differ are kept in
     ``differences``.  Afterwards ``verification`` holds what was found.
@@ -35,6 +36,7 @@ class LocalVerification(LocalRun):
         show: int = 0,
         emit: Emit = ignore,
         signals: bool = False,
+        joined: Callable[[Verification], None] = lambda _: None,
     ) -> None:
         super().__init__(spec, emit=emit, signals=signals)
         self.verification: Verification | None = None
@@ -42,6 +44,7 @@ class LocalVerification(LocalRun):
         self._repair = repair
         self._settle_s = settle_s
         self._show = show
+        self._joined = joined
 
     async def _run(self) -> RunResult:
         result = await super()._run()
@@ -61,9 +64,12 @@ class LocalVerification(LocalRun):
                 hint="verify without --repair tells which rows are not finished",
             )
         async with self._ledger() as ledger:
+            if not await ledger.installed_version():
+                await ledger.require()  # says that there is none; to look must not make one
             await ledger.ensure()
             job = await ledger.job(self.spec.name)
             if _is_being_verified(job):
+                await self._join(ledger, job)
                 return
             begun = await ledger.begin_verification(
                 job.id,
@@ -76,6 +82,11 @@ class LocalVerification(LocalRun):
                 job = await ledger.job(self.spec.name)
                 if not _is_being_verified(job):
                     raise _not_yet(job)
+                await self._join(ledger, job)
+
+    async def _join(self, ledger: Ledger, job: JobRecord) -> None:
+        if job.verification_id is not None:
+            self._joined(await ledger.verification(job.verification_id))
 
     @asynccontextmanager
     async def _ledger(self) -> AsyncIterator[Ledger]:

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from engine.db.fingerprint import differences
+from engine.errors import PreflightRefused
 from engine.flow import dual_write, opening
 from engine.flow.dual_write import DualWrite
-from engine.flow.prepare import Prepared
+from engine.flow.dual_write_change import prepared_for_change
+from engine.flow.prepare import Inspection, Prepared
 from engine.flow.shared import Sides, of_side
 from engine.ledger.records import JobRecord, Verification
 from engine.ledger.store import Ledger
@@ -25,6 +27,8 @@ DECLARED: Final = "DUAL_WRITE_MISSING"
 _SECTIONS: Final = ("table", "columns", "indexes", "collations")
 """Of the schema, what must be as it was planned.  Triggers have a check of their own, and a rewritten file is for the
 verification to judge."""
+
+_PLAN_ANEW: Final = "see that the job is still right; a new job is planned for the tables as they are"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +59,36 @@ class Gate:
         return {"job": self.job, "ready": self.ready, "checks": [asdict(check) for check in self.checks]}
 
 
-async def gate(prepared: Prepared, ledger: Ledger, sides: Sides) -> Gate:
-    """Look at every condition.  ``sides``: sessions of both databases."""
-    job = await ledger.job(prepared.spec.name)
+async def gate(seen: Inspection, ledger: Ledger, sides: Sides) -> Gate:
+    """Look at every condition.  ``sides``: sessions of both databases.
+
+    Raises ``SpecChanged`` when the spec means another job than the one of its name.
+    """
+    job = await ledger.job(seen.spec.name)
     last = None if job.verification_id is None else await ledger.verification(job.verification_id)
     passed = await ledger.last_passed(job.id)
-    now = json.loads(json.dumps(await opening.take_fingerprint(prepared, sides)))
-    triggers = await dual_write.look(of_side(sides, Side.SOURCE), prepared)
-    mark = sides[Side.TARGET].server.mark
     checks = (
         _done(job),
         _verified(job, last),
-        _schema(job, now, prepared),
-        _dual_write(job, triggers, prepared),
+        *await _tables(job, seen, sides),
         _quarantine(job, await ledger.quarantined_count(job.id)),
-        _server(job, passed, mark),
+        _server(job, passed, sides[Side.TARGET].server.mark),
     )
     return Gate(job.name, checks, mismatch=last is not None and last.outcome == "mismatch")
+
+
+async def _tables(job: JobRecord, seen: Inspection, sides: Sides) -> tuple[Check, Check]:
+    """What is asked of the tables.  They may have changed so much that the job could not even be run any more."""
+    try:
+        prepared = prepared_for_change(seen)
+    except PreflightRefused as refused:
+        detail = f"the job could not be run on the tables as they are now: {refused}"
+        return Check("schema", ok=False, detail=detail, remedy=_PLAN_ANEW), _dual_write(job, None, seen)
+    now = json.loads(json.dumps(await opening.take_fingerprint(prepared, sides)))
+    schema = _schema(job, now, prepared)
+    if schema.ok:  # else what the spec means may have changed with the tables
+        opening.check_identity(job, prepared)
+    return schema, _dual_write(job, await dual_write.look(of_side(sides, Side.SOURCE), prepared), seen)
 
 
 def _done(job: JobRecord) -> Check:
@@ -87,18 +104,32 @@ def _verified(job: JobRecord, last: Verification | None) -> Check:
     if last.outcome is None:
         return Check("verified", ok=False, detail="a verification is running", remedy=f"backfill wait {job.name}")
     if last.outcome == "mismatch":
-        differing = last.mismatched + last.missing + last.extra - last.repaired
-        detail = f"the last verification found {differing:,} rows that differ and {last.unsettled:,} that never settled"
-        return Check("verified", ok=False, detail=detail, remedy=f"{again} --repair, then {again}")
+        return _mismatch(last, again)
     if last.outcome == "cancelled":
         return Check("verified", ok=False, detail="the last verification was cancelled", remedy=again)
     if job.moved_at is None or last.started_at < job.moved_at:
         return Check(
             "verified", ok=False, detail="the job wrote to its tables after the verification began", remedy=again
         )
-    rows = f"{last.rows:,} rows agree, verified from {last.started_at:%Y-%m-%d %H:%M:%S} on"
+    rows = f"{last.rows:,} rows agree, verified from {last.started_at:%Y-%m-%d %H:%M:%S} UTC on"
     left_out = f"; not compared: {', '.join(last.not_compared)}" if last.not_compared else ""
     return Check("verified", ok=True, detail=rows + left_out)
+
+
+def _mismatch(last: Verification, again: str) -> Check:
+    differing = last.mismatched + last.missing + last.extra - last.repaired
+    if differing or last.truncated:
+        least = "at least " if last.truncated else ""
+        detail = f"the last verification found {least}{_rows(differing)} differing"
+        remedy = f"{again} --repair, then {again}"
+    else:
+        detail = f"the last verification found {_rows(last.unsettled)} that changed at every look"
+        remedy = f"{again} when they are written less often, or with a longer --settle"
+    return Check("verified", ok=False, detail=detail, remedy=remedy)
+
+
+def _rows(number: int) -> str:
+    return "1 row" if number == 1 else f"{number:,} rows"
 
 
 def _schema(job: JobRecord, now: dict[str, Any], prepared: Prepared) -> Check:
@@ -112,13 +143,21 @@ def _schema(job: JobRecord, now: dict[str, Any], prepared: Prepared) -> Check:
             "schema",
             ok=False,
             detail="changed since the job was planned: " + "; ".join(changed),
-            remedy="see that the job is still right; a new job is planned for the tables as they are",
+            remedy=_PLAN_ANEW,
         )
     return Check("schema", ok=True, detail="both tables are as they were planned")
 
 
-def _dual_write(job: JobRecord, now: DualWrite, prepared: Prepared) -> Check:
+def _dual_write(job: JobRecord, now: DualWrite | None, seen: Inspection) -> Check:
+    """``now`` None: it cannot be told what the triggers should be."""
     if job.dual_write is not None:
+        if now is None:
+            return Check(
+                "dual_write",
+                ok=False,
+                detail="our triggers cannot be judged while the tables do not fit the job",
+                remedy="first see to the schema",
+            )
         if dual_write.still_holds(job.dual_write, now.evidence) and now.intact:
             return Check("dual_write", ok=True, detail="our triggers are in place and have been all the while")
         problems = "; ".join(now.problems) or "they were switched off, or made anew, since the job began"
@@ -128,9 +167,9 @@ def _dual_write(job: JobRecord, now: DualWrite, prepared: Prepared) -> Check:
             detail=f"our triggers are not what they were: {problems}",
             remedy="what was written meanwhile may be missing: install them again, then backfill restart",
         )
-    if DECLARED in job.spec.get("accept", ()):
+    if DECLARED in seen.spec.accept:
         return Check("dual_write", ok=True, detail="declared by accept: the application writes both sides")
-    if prepared.mode is Mode.COPY:
+    if seen.mode is Mode.COPY:
         remedy = f"if the application writes both databases, declare it: accept: [{DECLARED}]"
     else:
         remedy = f"backfill dualwrite --install before a job; or declare the application's: accept: [{DECLARED}]"
@@ -143,7 +182,7 @@ def _quarantine(job: JobRecord, rows: int) -> Check:
     return Check(
         "quarantine",
         ok=False,
-        detail=f"{rows:,} rows are set aside",
+        detail="1 row is set aside" if rows == 1 else f"{rows:,} rows are set aside",
         remedy=f"backfill quarantine list {job.name}; mend them, then retry, or drop them",
     )
 

@@ -217,7 +217,8 @@ SMALL_ROWS: Final = 4000
 PLANTED: Final = {
     "changed": "UPDATE dst SET v = v || '!' WHERE id % 25 = 1",
     "missing": "DELETE FROM dst WHERE id % 50 = 2",
-    "extra": f"INSERT INTO dst SELECT g, 'extra' FROM generate_series({SMALL_ROWS + 1}, {SMALL_ROWS + 60}) g",
+    "extra": f"""INSERT INTO dst SELECT g, 'extra' FROM generate_series(-29, {SMALL_ROWS + 30}) g
+        WHERE g < 1 OR g > {SMALL_ROWS}""",
 }
 WRONG: Final = (160, 80, 60)
 AUDIT: Final = """
@@ -330,15 +331,17 @@ async def test_two_verifiers_killed_at_random_find_and_mend_everything_once(
 ) -> None:
     rng = random.Random(SEED)
     job = Wrong(databases, wide=kind == "two databases")
-    await job.make(pause_s=0.02)
-    spec = job.spec.model_copy(update={"pace": UNPACED.model_copy(update={"max_rows_per_s": 1500})})
+    await job.make(pause_s=0.03)
+    spec = job.spec.model_copy(update={"pace": UNPACED.model_copy(update={"max_rows_per_s": 5000})})
 
     async def start() -> Process:
         return await nursery.run(spec, workers=3, lease_s=LEASE_S, seed=rng.randrange(1 << 30), verify=REPAIR)
 
     runners = [await start(), await start()]
     everybody, phases = list(runners), set[str]()
-    for _ in range(8 * ROUNDS):
+    watch = await job.target.connect()
+    await until(lambda: watch.fetchval("SELECT phase <> 'end' FROM backfill.job"), "the verification to begin")
+    for _ in range(10 * ROUNDS):
         await asyncio.sleep(rng.uniform(0.1, 0.6))
         if job.phase() == "end":
             break
@@ -356,8 +359,15 @@ async def test_two_verifiers_killed_at_random_find_and_mend_everything_once(
     job.check()
 
 
-@pytest.mark.parametrize("kind", ["one database", "two databases"])
-@pytest.mark.parametrize("point", ["write.before", "write.after", "commit.before"])
+@pytest.mark.parametrize(
+    ("kind", "point"),
+    [
+        ("one database", "write.before"),  # has looked, has not written
+        ("one database", "commit.before"),  # holds locks on rows of the target
+        ("two databases", "write.after"),  # and of the source
+        ("two databases", "commit.before"),
+    ],
+)
 async def test_a_verifier_frozen_in_mid_repair_changes_nothing_when_it_wakes(
     nursery: Nursery, databases: TwoDatabases, kind: str, point: str
 ) -> None:

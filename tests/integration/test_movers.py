@@ -11,6 +11,7 @@ from engine.model import ConflictPolicy, JobState
 from engine.spec import ChunkLimits, OnConflict
 from tests.support.databases import FreshDatabase, TwoDatabases, on_each_major
 from tests.support.jobs import differing, in_place, into, knows_no_job, prepare, rows_of, run, run_to_done
+from tests.support.rights import Rights
 
 pytestmark = pytest.mark.usefixtures("under_its_rights")
 
@@ -98,6 +99,30 @@ async def test_a_composite_key_is_paged_in_its_own_order(databases: TwoDatabases
     ran = await run_to_done(into(databases.source, "src", databases.target, "dst", chunk=SMALL))
     assert rows_of(databases.source, "SELECT * FROM src") == rows_of(databases.target, "SELECT * FROM dst")
     assert len(ran.of(ChunkCommitted)) > 10
+
+
+@on_each_major
+async def test_all_this_is_done_by_roles_that_are_nobody_special(
+    databases: TwoDatabases, under_its_rights: Rights
+) -> None:
+    """What the history says of who it was, and what a trigger sees of who writes."""
+    databases.source.sql("CREATE TABLE src (id int PRIMARY KEY); INSERT INTO src VALUES (1), (2)")
+    databases.target.sql(
+        "CREATE TABLE dst (id int PRIMARY KEY, who text);"
+        "CREATE FUNCTION sign() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.who = current_user; RETURN NEW; END $$;"
+        "CREATE TRIGGER sign BEFORE INSERT ON dst FOR EACH ROW EXECUTE FUNCTION sign()"
+    )
+    spec = into(databases.source, "src", databases.target, "dst", columns={"id": "id"}, accept=("TRIGGERS_ON_TARGET",))
+    await run_to_done(spec)
+    to = under_its_rights.to
+    assert databases.target.sql("SELECT DISTINCT who FROM dst") == to.rows
+    who = databases.target.sql("SELECT DISTINCT regexp_replace(who, ' \\(.*', '') FROM backfill.event")
+    assert who == to.login
+    kinds = databases.target.sql(
+        "SELECT rolname, rolsuper, rolinherit, pg_has_role(rolname, 'pg_database_owner', 'MEMBER') FROM pg_roles"
+        f" WHERE rolname IN ('{to.rows}', '{to.login}') ORDER BY 1"
+    )
+    assert kinds.splitlines() == [f"{to.login}|f|f|f", f"{to.rows}|f|t|f"]
 
 
 async def test_an_empty_table_is_done_at_once(database: FreshDatabase) -> None:

@@ -24,6 +24,8 @@ from engine.spec.signals import ALL_OFF
 from tests.support.databases import FreshDatabase, TwoDatabases, on_each_major
 from tests.support.jobs import SLOT_S, Ran, in_place, into, prepare, rows_of, run, run_to_done, start
 
+pytestmark = pytest.mark.usefixtures("under_its_rights")
+
 MODES = pytest.mark.parametrize("mode", list(Mode), ids=[mode.value for mode in Mode])
 CANARY = "hunter2-row-value"
 BIG = ChunkLimits(min_rows=50_000, max_rows=50_000, target_s=60.0)
@@ -367,7 +369,7 @@ async def test_a_row_that_alone_times_out_is_set_aside_and_one_that_is_cancelled
 async def test_a_single_row_that_somebody_cancels_is_tried_again(databases: TwoDatabases) -> None:
     stage = Stage(Mode.UPDATE, databases, 6)
     stage.source.sql(
-        "CREATE TABLE gate (shut boolean); INSERT INTO gate VALUES (true);"
+        "CREATE TABLE gate (shut boolean); INSERT INTO gate VALUES (true); GRANT SELECT ON gate TO PUBLIC;"
         "CREATE FUNCTION slow(v int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
         " IF v = 3 AND (SELECT shut FROM public.gate) THEN PERFORM pg_sleep(30); END IF; RETURN v; END $$"
     )

@@ -26,7 +26,9 @@ SETTLE_S = 0.1
 
 async def verify(spec: JobSpec, **options: Any) -> tuple[Verification, LocalVerification, list[Event]]:
     events: list[Event] = []
-    run = LocalVerification(await limited(spec), emit=events.append, **({"settle_s": SETTLE_S, "show": 10_000} | options))
+    run = LocalVerification(
+        await limited(spec), emit=events.append, **({"settle_s": SETTLE_S, "show": 10_000} | options)
+    )
     result = await run.run()
     assert result.error is None, result.error
     assert run.verification is not None

@@ -21,15 +21,14 @@ import pytest
 from engine.cli.grants import Grantee, Part, collect, script_of
 from engine.embedded.server import SUPERUSER
 from engine.flow.prepare import endpoints_of
-from engine.spec import Dsn, JobSpec
+from engine.spec import Dsn, Endpoint, JobSpec
 from engine.sql import ident
 
 _serial = itertools.count(1)
 
-NOBODY_ELSE = """
-REVOKE ALL ON DATABASE {database} FROM PUBLIC;
-REVOKE ALL ON SCHEMA public FROM PUBLIC;
-"""
+NOBODY_ELSE = "REVOKE ALL ON DATABASE {database} FROM PUBLIC; REVOKE ALL ON SCHEMA public FROM PUBLIC;"
+"""What everybody may do in a new database."""
+
 NOR_IN_THE_LEDGER = "REVOKE ALL ON ALL FUNCTIONS IN SCHEMA backfill FROM PUBLIC;"
 
 
@@ -39,7 +38,7 @@ class Rights:
 
     to: Grantee
     _granted: set[tuple[str, ...]] = field(default_factory=set)
-    _servers: dict[str, str] = field(default_factory=dict)  # how to reach each server without a gate in between
+    _servers: set[str] = field(default_factory=set)  # how to reach each, without a gate in between
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # two GRANTs on one table at a time fail
 
     async def limit(self, spec: JobSpec) -> JobSpec:
@@ -61,9 +60,9 @@ class Rights:
             changed["target"] = self._ours(spec.target)
         return spec.model_copy(update=changed)
 
-    def _ours(self, endpoint: object) -> object:
-        dsn = endpoint.dsn.secret()  # type: ignore[attr-defined]
-        return endpoint.model_copy(update={"dsn": Dsn(as_user(dsn, self.to.login))})  # type: ignore[attr-defined]
+    def _ours(self, endpoint: Endpoint) -> Endpoint:
+        assert endpoint.dsn is not None
+        return endpoint.model_copy(update={"dsn": Dsn(as_user(endpoint.dsn.secret(), self.to.login))})
 
     async def _grant(self, part: Part, dsn: str) -> None:
         connection = await asyncpg.connect(dsn)
@@ -94,16 +93,16 @@ class Rights:
         split = urlsplit(dsn)
         address = f"{quote(SUPERUSER)}@127.0.0.1:{port}" if port else split.netloc
         direct = urlunsplit(split._replace(netloc=address, path="/postgres"))
-        if direct not in self._servers.values():
+        if direct not in self._servers:
             await connection.execute(
                 f"CREATE ROLE {ident(self.to.rows)} NOLOGIN NOSUPERUSER;"
                 f"CREATE ROLE {ident(self.to.login)} LOGIN NOSUPERUSER NOINHERIT"
             )
-            self._servers[direct] = direct
+            self._servers.add(direct)
 
     async def discard(self) -> None:
         """Drop the roles.  What they were granted went with the databases."""
-        for dsn in self._servers.values():
+        for dsn in self._servers:
             connection = await asyncpg.connect(dsn)
             try:
                 await connection.execute(f"DROP ROLE {ident(self.to.login)}, {ident(self.to.rows)}")
