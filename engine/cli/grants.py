@@ -366,8 +366,7 @@ def _dual_write(source: TableName, owner: str, target: TableName | None, *, role
     yield f"-- owner {owner} who may also do this (schema backfill has to be there):"
     name = ident(owner)
     yield f"--   GRANT CREATE, USAGE ON SCHEMA backfill TO {name};"
-    yield f"--   GRANT SELECT ON backfill.version TO {name};"
-    yield f"--   GRANT SELECT, UPDATE ON backfill.job, backfill.span TO {name};"
+    yield f"--   GRANT SELECT ON backfill.version, backfill.job TO {name};"
     yield f"--   GRANT INSERT ON backfill.event TO {name};"
     if role is not None:
         yield f"--   GRANT {ident(role)} TO {name};"

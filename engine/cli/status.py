@@ -17,7 +17,7 @@ from engine.cli.places import Place, job_argument, ledger_database, ledger_optio
 from engine.cli.run import CODES, code_when_done
 from engine.cli.signals import changes_text, signal_lines
 from engine.cli.terminal import Terminal, output_options
-from engine.cli.words import STYLES, block, limit_words, one_line, reason, what_next
+from engine.cli.words import STYLES, block, limit_words, one_line, proof, reason, what_next
 from engine.clock import Clock, SystemClock
 from engine.db import Database
 from engine.errors import Busy, UsageError
@@ -146,7 +146,7 @@ def _cells(seen: JobStatus) -> tuple[str, ...]:
         numbers.count(seen.rows_per_s) if seen.rows_per_s else "",
         numbers.duration(seen.eta_s) if seen.eta_s is not None else "",
         str(seen.workers) if seen.workers else "",
-        reason(seen) or limit_words(seen),
+        reason(seen) or limit_words(seen) or proof(seen),
     )
 
 

@@ -51,16 +51,30 @@ def one_line(status: JobStatus) -> str:
             parts.append(_lateness(status.deadline))
     if status.quarantined:
         parts.append(f"{numbers.counted(status.quarantined, 'row')} in quarantine")
-    if status.state is JobState.DONE and status.verified is not None:
-        parts.append("verified" if status.verified else _differing(status))
+    if proved := proof(status):
+        parts.append(proved)
     text = ", ".join(parts)
     return f"{text}; {why}" if (why := reason(status)) else text
 
 
-def _differing(status: JobStatus) -> str:
+def proof(status: JobStatus) -> str:
+    """``verified``, or how many rows differ; empty while nobody knows."""
+    if status.state is not JobState.DONE or status.verified is None:
+        return ""
+    return "verified" if status.verified else _differing(status)
+
+
+def _unequal(status: JobStatus) -> int:
+    """Rows that the last verification found to differ for good, and left so."""
     found = status.verification or {}
-    left = sum(int(found.get(kind) or 0) for kind in ("mismatched", "missing", "extra", "unsettled"))
-    return f"{numbers.counted(max(0, left - int(found.get('repaired') or 0)), 'row')} differ"
+    counts = {kind: int(found.get(kind) or 0) for kind in ("mismatched", "missing", "extra", "repaired")}
+    return counts["mismatched"] + counts["missing"] + counts["extra"] - counts["repaired"]
+
+
+def _differing(status: JobStatus) -> str:
+    unsettled = int((status.verification or {}).get("unsettled") or 0)
+    parts = [(_unequal(status), "differ"), (unsettled, "never stood still")]
+    return ", ".join(f"{numbers.counted(number, 'row')} {how}" for number, how in parts if number) or "it differs"
 
 
 def rows(status: JobStatus) -> str:
@@ -103,8 +117,10 @@ def what_next(status: JobStatus) -> str:
     match status.state:
         case JobState.FAILED if status.error_hint:
             return status.error_hint
-        case JobState.DONE if status.verified is False:
+        case JobState.DONE if status.verified is False and _unequal(status):
             return f"backfill verify {status.job} --repair mends them"
+        case JobState.DONE if status.verified is False:
+            return f"backfill verify {status.job} again, when the rows that never stood still are written less often"
         case JobState.FAILED if status.resumable:
             return "mend the cause, then: backfill resume"
         case JobState.FAILED | JobState.CANCELLED:

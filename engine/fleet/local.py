@@ -12,7 +12,7 @@ from engine.db import Database
 from engine.errors import Busy, Stopped, UnknownJob, UsageError
 from engine.events import Emit, ignore
 from engine.fleet.signals import NAMES, Interrupted, TwoSignals
-from engine.flow.prepare import Prepared, endpoints_of, inspect
+from engine.flow.prepare import Inspection, Prepared, endpoints_of, inspect
 from engine.flow.result import RunResult
 from engine.flow.supervisor import Supervisor
 from engine.ledger.store import Ledger
@@ -75,7 +75,7 @@ class LocalRun:
         databases = endpoints_of(self.spec)
         began = self._clock.now()
         await self._look_at_ledger(databases[1])
-        prepared = (await inspect(self.spec, databases)).prepared()
+        prepared = self._prepared(await inspect(self.spec, databases))
         await self._begin(prepared)
         supervisor = Supervisor(
             prepared,
@@ -89,6 +89,10 @@ class LocalRun:
             return await supervisor.run()
         except Stopped as error:
             return await self._stopped(databases[1], error, began)
+
+    def _prepared(self, seen: Inspection) -> Prepared:
+        """The job as it can be run.  Raises ``PreflightRefused``."""
+        return seen.prepared()
 
     async def _begin(self, prepared: Prepared) -> None:
         """What comes before the supervisor looks at the job: here nothing."""

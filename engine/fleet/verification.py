@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from engine.errors import Busy, HeldByOperator, UsageError
+from engine.errors import Busy, HeldByOperator, PreflightRefused, UsageError
 from engine.events import Emit, VerificationFinished, ignore
 from engine.fleet.local import LocalRun
-from engine.flow.prepare import Prepared, endpoints_of
+from engine.flow.dual_write_change import prepared_for_change
+from engine.flow.prepare import Inspection, Prepared, endpoints_of
 from engine.flow.result import RunResult
 from engine.flow.shared import SETTLE_S
 from engine.ledger.records import Difference, JobRecord, Verification
 from engine.ledger.store import Ledger
 from engine.model import JobState
+from engine.plan.preflight import Code, required_privileges
+from engine.plan.preflight.catalogue import finding
 from engine.spec import JobSpec
 
 
@@ -56,6 +59,9 @@ class LocalVerification(LocalRun):
                     self.differences = await ledger.differences(number, self._show)
         return result
 
+    def _prepared(self, seen: Inspection) -> Prepared:
+        return prepared_for_change(seen)  # triggers that are not what they were are the gate's business
+
     async def _begin(self, prepared: Prepared) -> None:
         if self._repair and prepared.target is None and prepared.unrepeatable:
             names = ", ".join(sorted(prepared.unrepeatable))
@@ -63,6 +69,8 @@ class LocalVerification(LocalRun):
                 f"{names} cannot be computed again, so it cannot be repaired",
                 hint="verify without --repair tells which rows are not finished",
             )
+        if self._repair:
+            _refuse_powerless(prepared)
         async with self._ledger() as ledger:
             if not await ledger.installed_version():
                 await ledger.require()  # says that there is none; to look must not make one
@@ -113,6 +121,19 @@ def finished_verification(job: str, found: Verification) -> VerificationFinished
         not_compared=found.not_compared,
         truncated=found.truncated,
     )
+
+
+def _refuse_powerless(prepared: Prepared) -> None:
+    """What a repair takes beyond the job itself, asked for before a repair of the first row finds out."""
+    table = prepared.target_table
+    if table is None:
+        return
+    _, needed = required_privileges(prepared.spec, prepared.mode, repairs=True)
+    missing = sorted(needed - table.privileges)
+    if missing:
+        role = f"role {prepared.spec.role}" if prepared.spec.role is not None else "our role"
+        problem = f"to repair, {role} lacks {', '.join(missing)} on {table.name}"
+        raise PreflightRefused([finding(Code.PRIVILEGES, problem, "`backfill grants --repair` prints what it takes")])
 
 
 def _is_being_verified(job: JobRecord) -> bool:

@@ -95,12 +95,17 @@ def seeks_extras(prepared: Prepared) -> bool:
     return not (target.same_order and same_types)
 
 
-async def freeze(phase: Phase, sides: Sides) -> str:
+async def freeze(ledger: Ledger, job: JobRecord, phase: Phase, sides: Sides) -> str:
     """The barrier before ``phase``: whom it has to wait for, as text for the ledger."""
     match phase:
-        case Phase.SWEEP | Phase.RECHECK:
+        case Phase.SWEEP:
             # Whoever may not see a row that we wrote last may still delete at the source without deleting it.
             frozen = await barrier.freeze(sides)
+        case Phase.RECHECK:
+            # The same after repairs; rows that only never stood still are waited for like those of the first look.
+            assert job.verification_id is not None
+            repaired = await ledger.suspects(job.verification_id, ("repaired",))
+            frozen = await barrier.freeze(sides, only_writers=not repaired.rows)
         case Phase.CONFIRM:
             # Whoever has written to one side may still be about to write the other.
             frozen = await barrier.freeze(sides, only_writers=True)

@@ -204,10 +204,14 @@ class Supervisor:
                     return error
                 job = await self._look(job)
                 lost_since = None
-            except (CannotConnect, HeldByOperator):
+            except HeldByOperator:
                 raise
             except Exception as trouble:
-                if classify(trouble).action not in (*DATABASE_IS_AWAY, *TRY_AGAIN):
+                away = classify(trouble).action in DATABASE_IS_AWAY
+                workers_gave_up = self._shared is not None and self._shared.failure is trouble
+                if isinstance(trouble, CannotConnect) and (workers_gave_up or not away):
+                    raise
+                if not away and classify(trouble).action not in TRY_AGAIN:
                     await self._record_failure(job, as_stop(trouble))
                     job = await self._look(job)
                     continue
@@ -340,7 +344,7 @@ class Supervisor:
             Worker(
                 n + 1,
                 shared,
-                build_mover(self._prepared, job, phase, f"w{n + 1}", self._clock),
+                build_mover(self._prepared, job, phase, f"w{n + 1}", self._clock, shared.stop),
                 probers[n // WORKERS_PER_PROBER],
                 start_rows=start_rows,
             )
@@ -454,7 +458,7 @@ class Supervisor:
         if after is not None:
             crashpoint("phase.before")
             # Taken after the last chunk committed: whoever may not have seen it is among these.
-            frozen = await phases.freeze(after, self._control.sides)
+            frozen = await phases.freeze(ledger, job, after, self._control.sides)
             if await ledger.change_phase(job.id, phase, after, frozen):
                 crashpoint("phase.after")
                 self._emit(PhaseChanged(job=job.name, phase=after))

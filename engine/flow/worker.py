@@ -30,7 +30,7 @@ from engine.events import ChunkCommitted, ChunkRetried, LeaseLost, SpanClaimed, 
 from engine.flow.bounds import Bound, Bounds, Prober
 from engine.flow.control import DATABASE_IS_AWAY, as_stop
 from engine.flow.halving import BadRows
-from engine.flow.movers import Mover
+from engine.flow.movers import Mover, Unfinished
 from engine.flow.shared import Shared, Sides
 from engine.flow.steal import steal
 from engine.ledger.records import Heartbeat
@@ -279,7 +279,10 @@ class Worker:
                 return span  # cut before somebody came: what was right then is too much now
             shared.in_flight[span.id] = bound.scanned
             self._attempt = bound, shared.clock.now()
-            observation = await self._mover.move(span, bound)
+            try:
+                observation = await self._mover.move(span, bound)
+            except Unfinished:
+                return span
             self._attempt = None
             admission.settle(observation.scanned)
         finally:

@@ -124,16 +124,28 @@ class Proof(Statements):
         row = await self._row("suspects", number, list(states))
         return Tombstones(first=row["first"], last=row["last"], rows=row["rows"], truncated=False)
 
-    async def add_suspects(self, number: int, seen: Sequence[Seen]) -> None:
-        """Write down rows that differ at the first look; past ``MOST_SUSPECTS`` of a verification only how many."""
+    async def record_suspects(
+        self, number: int, seen: Sequence[Seen], job_id: int, span: Span, to: KeyValue, *, rows: int, scanned: int
+    ) -> None:
+        """Write down rows that differ at the first look (past ``MOST_SUSPECTS`` of a verification only how many), and
+        advance the span behind the fence, as a chunk does.
+        """
         await self._row(
-            "add_suspects",
+            "record_suspects",
             number,
             [json.dumps(one.key, ensure_ascii=False) for one in seen],
             [one.kind for one in seen],
             [one.source_mark for one in seen],
             [one.target_mark for one in seen],
             MOST_SUSPECTS,
+            job_id,
+            span.id,
+            span.epoch,
+            None if span.cursor is None else list(span.cursor),
+            list(span.hi),
+            list(to),
+            rows,
+            scanned,
         )
 
     async def suspects_between(
@@ -189,8 +201,8 @@ class Proof(Statements):
     async def set_aside(
         self, job_id: int, span: Span, key: KeyValue, *, error_class: str, sqlstate: str, allowed: int
     ) -> int:
-        """Set the row of ``key`` aside and step over it, behind the same fence as a chunk.  Returns how many rows of the
-        job are set aside now.  The server raises ``BF002``, with nothing changed, when that would be more than
+        """Set the row of ``key`` aside and step over it, behind the same fence as a chunk.  Returns how many rows of
+        the job are set aside now.  The server raises ``BF002``, with nothing changed, when that would be more than
         ``allowed``, and ``BF001`` when the span is not where the caller thinks.
         """
         cursor = None if span.cursor is None else list(span.cursor)

@@ -293,7 +293,8 @@ WITH begun AS (
      WHERE v.job_id = $1 AND d.verification_id = v.id
 )
 UPDATE backfill.job
-   SET state = 'verifying', phase = 'verify', barrier_snapshot = '{}', verification_id = begun.id, reason = NULL,
+   SET state = 'verifying', phase = 'verify', barrier_snapshot = '{}', waits_for = NULL,
+       verification_id = begun.id, reason = NULL,
        ends = ends - ARRAY['verify', 'extra', 'confirm', 'recheck']
   FROM begun
  WHERE job.id = $1
@@ -313,18 +314,22 @@ SELECT max(id) FROM backfill.verification WHERE job_id = $1 AND outcome = 'passe
 SELECT min(id) AS first, max(id) AS last, count(*) AS rows
   FROM backfill.difference WHERE verification_id = $1 AND state = ANY ($2::text[]);
 
--- name: add_suspects
--- Rows that differ at the first look.  Beyond so many of them nobody reads on, and only their number is kept.
+-- name: record_suspects
+-- Rows that differ at the first look, and the chunk's fence, in one statement: no lock is held while anybody thinks.
+-- Beyond so many of them nobody reads on, and only their number is kept.
 WITH room AS (
     UPDATE backfill.verification SET suspects = suspects + cardinality($2::text[]),
            truncated = truncated OR suspects + cardinality($2::text[]) > $6
-     WHERE id = $1
+     WHERE id = $1 AND cardinality($2::text[]) > 0
     RETURNING truncated
+), added AS (
+    INSERT INTO backfill.difference (verification_id, key, kind, source_mark, target_mark)
+    SELECT $1, ARRAY(SELECT jsonb_array_elements_text(seen.key::jsonb)), seen.kind, seen.source_mark, seen.target_mark
+      FROM room, unnest($2::text[], $3::text[], $4::text[], $5::text[]) AS seen (key, kind, source_mark, target_mark)
+     WHERE NOT room.truncated
 )
-INSERT INTO backfill.difference (verification_id, key, kind, source_mark, target_mark)
-SELECT $1, ARRAY(SELECT jsonb_array_elements_text(seen.key::jsonb)), seen.kind, seen.source_mark, seen.target_mark
-  FROM room, unnest($2::text[], $3::text[], $4::text[], $5::text[]) AS seen (key, kind, source_mark, target_mark)
- WHERE NOT room.truncated;
+SELECT backfill.advance($7::bigint, $8::int, $9::bigint, $10::text[], $11::text[], $12::text[], $13::bigint,
+                        $14::bigint, 0, false);
 
 -- name: suspects_between
 -- Those numbered ($2, $3] that are in one of the states $4, and how long ago they were seen.

@@ -223,6 +223,13 @@ def test_what_a_repair_takes_beyond_the_job_is_granted_only_to_who_asks(
     assert backfill("run", path).code == 0
     shop.sql("UPDATE orders_v2 SET amount = 0 WHERE id = 5; DELETE FROM orders_v2 WHERE id = 6")
     assert backfill("verify", path, "--settle", "0s").code == 6, "to look takes no more than the job"
+    seen = "SELECT state, verification_id FROM backfill.job"
+    before = shop.sql(seen)
+    refused = backfill("verify", path, "--settle", "0s", "--repair")
+    assert refused.code == 4
+    assert f"to repair, role {role} lacks DELETE, UPDATE on public.orders_v2" in refused.err
+    assert "backfill grants --repair" in refused.err
+    assert shop.sql(seen) == before
     shop.sql(extra)
     assert backfill("verify", path, "--settle", "0s", "--repair").code == 0
 

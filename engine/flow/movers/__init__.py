@@ -15,6 +15,10 @@ from engine.flow.bounds import Bound
 from engine.model import Backend, Observation, Side, Span
 
 
+class Unfinished(Exception):
+    """A mover that waits has been asked to stop, with nothing written."""
+
+
 class Mover(Protocol):
     """What a worker needs of a mover."""
 

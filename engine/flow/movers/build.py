@@ -11,19 +11,20 @@ from engine.flow.movers.sweep import SweepMover, TombstoneMover
 from engine.flow.movers.verify import VerifyMover
 from engine.flow.phases import TOMBSTONES
 from engine.flow.prepare import Prepared
+from engine.flow.shared import Stop
 from engine.ledger.records import JobRecord
 from engine.model import Mode, Phase
 from engine.sql import read_expression
 from engine.sql.statements import SourceShape, TargetShape, default_done, insert_chunk, update_chunk
 
 
-def build_mover(prepared: Prepared, job: JobRecord, phase: Phase, purpose: str, clock: Clock) -> Mover:
-    """A mover with sessions of its own, called ``purpose`` in the server's list of sessions."""
+def build_mover(prepared: Prepared, job: JobRecord, phase: Phase, purpose: str, clock: Clock, stop: Stop) -> Mover:
+    """A mover with sessions of its own, called ``purpose`` in the server's list of them; ``stop`` ends its waits."""
     endpoints, job_id = prepared.endpoints, job.id
     if phase is Phase.SWEEP:
         return _sweep(prepared, job, purpose, clock)
     if phase in (Phase.VERIFY, Phase.EXTRA, Phase.CONFIRM, Phase.RECHECK):
-        return _proof(prepared, job, phase, purpose, clock)
+        return _proof(prepared, job, phase, purpose, clock, stop)
     if prepared.mode is Mode.UPDATE:
         first, following = _update(prepared)
         return StatementMover(
@@ -57,9 +58,10 @@ def build_mover(prepared: Prepared, job: JobRecord, phase: Phase, purpose: str, 
     )
 
 
-def _proof(prepared: Prepared, job: JobRecord, phase: Phase, purpose: str, clock: Clock) -> Mover:
-    kind = VerifyMover if phase in (Phase.VERIFY, Phase.EXTRA) else ConfirmMover
-    return kind(prepared, job, phase, purpose, clock)
+def _proof(prepared: Prepared, job: JobRecord, phase: Phase, purpose: str, clock: Clock, stop: Stop) -> Mover:
+    if phase in (Phase.VERIFY, Phase.EXTRA):
+        return VerifyMover(prepared, job, phase, purpose, clock)
+    return ConfirmMover(prepared, job, phase, purpose, clock, stop)
 
 
 def _sweep(prepared: Prepared, job: JobRecord, purpose: str, clock: Clock) -> Mover:

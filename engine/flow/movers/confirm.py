@@ -18,10 +18,11 @@ from engine.crashpoint import crashpoint
 from engine.flow import barrier
 from engine.flow.bounds import Bound
 from engine.flow.comparing import AnyComparer, comparer_of
+from engine.flow.movers import Unfinished
 from engine.flow.movers.both import BothSides
 from engine.flow.phases import LOOKED_AT
 from engine.flow.prepare import Prepared
-from engine.flow.shared import SETTLE_S, Sides
+from engine.flow.shared import SETTLE_S, Sides, Stop
 from engine.ledger.proof import Judged, Numbered
 from engine.ledger.records import JobRecord
 from engine.ledger.store import Ledger
@@ -46,13 +47,16 @@ REPAIRED: Final = "repaired"
 class ConfirmMover(BothSides):
     """Looks again at the suspects of one worker (``confirm``), or at what was repaired (``recheck``)."""
 
-    def __init__(self, prepared: Prepared, job: JobRecord, phase: Phase, purpose: str, clock: Clock) -> None:
+    def __init__(
+        self, prepared: Prepared, job: JobRecord, phase: Phase, purpose: str, clock: Clock, stop: Stop
+    ) -> None:
         endpoints = prepared.endpoints
         super().__init__(None if endpoints.is_one else endpoints.source, endpoints.target, purpose, job.id, clock)
         assert job.verification_id is not None
         self._verification = job.verification_id
         self._prepared = prepared
         self._phase = phase
+        self._stop = stop
         self._comparer: AnyComparer | None = None
         self._settle_s = SETTLE_S
         self._repairs = False
@@ -95,7 +99,8 @@ class ConfirmMover(BothSides):
         for _ in range(LOOKS):
             if not left:
                 break
-            await self._clock.sleep(max(0.0, wait_s))
+            if await self._stop.pause(self._clock, max(0.0, wait_s)):
+                raise Unfinished
             wait_s = self._settle_s
             again: list[Numbered] = []
             have_ended = not await barrier.still_running(writers, self._sides)

@@ -23,7 +23,6 @@ from engine.ledger.proof import Seen
 from engine.ledger.records import JobRecord
 from engine.ledger.store import Ledger
 from engine.model import Observation, Phase, Span
-from engine.sql.statements import advance_call
 from engine.verify import Comparer, Suspect
 
 EXTRA: Final = "extra"
@@ -107,32 +106,13 @@ class VerifyMover(BothSides):
         return int(row["rows"]), row["server_s"] is not None
 
     async def _record(self, span: Span, bound: Bound, rows: int, suspects: Sequence[Suspect]) -> None:
-        """Suspects, cursor and fence in one transaction."""
+        """Suspects, cursor and fence in one statement."""
         seen = [
             Seen(s.key, s.kind, s.source_mark, s.target_mark)
             for s in suspects
             if not (self._leaves_extras and s.kind == EXTRA)
         ]
-        here = self.connection
-        await here.execute("BEGIN")
-        try:
-            if seen:
-                await Ledger(here).add_suspects(self._verification, seen)
-            crashpoint("write.after")
-            fence = advance_call(
-                self._job_id,
-                span.id,
-                span.epoch,
-                span.cursor,
-                span.hi,
-                bound.to,
-                rows,
-                bound.scanned,
-                0,
-                remember=False,
-            )
-            crashpoint("commit.before")
-            await here.execute(f"{fence}; COMMIT")
-        except BaseException:
-            await here.roll_back()
-            raise
+        crashpoint("commit.before")
+        await Ledger(self.connection).record_suspects(
+            self._verification, seen, self._job_id, span, bound.to, rows=rows, scanned=bound.scanned
+        )

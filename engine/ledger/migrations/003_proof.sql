@@ -220,7 +220,8 @@ SELECT j.name AS job,
        coalesce(s.bytes, 0) AS bytes_done,
        coalesce(s.chunks, 0) AS chunks,
        j.limit_rows_per_s,
-       CASE WHEN j.state = 'planned' THEN coalesce(j.waits_for, w.waiting)
+       CASE WHEN j.state = 'planned' OR (j.state IN ('running', 'verifying') AND j.barrier_snapshot IS NOT NULL)
+            THEN coalesce(j.waits_for, w.waiting)
             WHEN j.state NOT IN ('running', 'verifying') THEN j.reason
             WHEN p.in_force IS NOT NULL AND (p.in_force ->> 'held')::boolean THEN p.in_force ->> 'reason'
             WHEN p.is_valid IS FALSE AND w.workers > 0 THEN 'no pacer: at the minimum'
