@@ -4,6 +4,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Tests at once: most of them wait for a server.  Those that look at the clock (`alone`) run one by one afterwards.
+JOBS ?= 2
+OR_NONE_CHOSEN := || [ $$? -eq 5 ]
 
 # The first Python on the PATH that is new enough.  A version manager's shim may be there and still fail: it is tried.
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -29,7 +32,8 @@ demo: $(VENV)/.ready-demo ## build everything, start a private PostgreSQL and ru
 	$(BIN)/backfill demo $(ARGS)
 
 test: $(VENV)/.ready-test ## build everything and run all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone" $(ARGS) $(OR_NONE_CHOSEN)
+	$(BIN)/python -m pytest -m alone $(ARGS) $(OR_NONE_CHOSEN)
 
 quick: $(VENV)/.ready-test ## the tests that need no server
 	$(BIN)/python -m pytest tests/unit tests/native -m "not slow" $(ARGS)

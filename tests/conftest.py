@@ -27,6 +27,29 @@ settings.register_profile("thorough", max_examples=5000, deadline=None, suppress
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 
+ALONE = frozenset(
+    f"test_{name}.py"
+    for name in (
+        "pacing_real",
+        "pacing_faults",
+        "pacing_fleet",
+        "pacing",
+        "watch_latency",
+        "stress",
+        "rehearse",
+        "pace",
+    )
+)
+"""Files whose tests look at the clock."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what nothing may run beside."""
+    for item in items:
+        if item.path.name in ALONE:
+            item.add_marker("alone")
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     """``servers.get(16)``: the session's shared server of that version, skipping where there is none."""

@@ -33,6 +33,7 @@ _LONGEST_SETTLE_S: Final = 60.0
 @ledger_option
 @click.option("--source-dsn", metavar="DSN", help="The source's database, where a job is given by its name.")
 @click.option("--repair", is_flag=True, help="Make the target equal to the source where they differ.")
+@click.option("--delete-extra", is_flag=True, help="With --repair: delete rows that only the target holds.")
 @click.option("--settle", metavar="DURATION", help=f"Between two looks at a row that differs. Default: {SETTLE_S:g}s.")
 @click.option("--workers", type=click.IntRange(1, MAX_WORKERS), metavar="N", help="Default: as the job says.")
 @click.option("--show-rows", is_flag=True, help=f"List keys of rows that differ, {SHOWN_ROWS} at most.")
@@ -43,6 +44,7 @@ def verify(
     dsn: str | None,
     source_dsn: str | None,
     repair: bool,
+    delete_extra: bool,
     settle: str | None,
     workers: int | None,
     show_rows: bool,
@@ -51,13 +53,15 @@ def verify(
 
     Works in chunks under the job's pace, and goes on where it was when it is interrupted. A row counts as different
     only if neither side changed between two looks. With --repair the target's row is replaced by the source's, and
-    looked at once more. Exits with 0 when both sides agree and with 6 when they do not.
+    looked at once more; rows that only the target holds are left, unless --delete-extra is given, too. Exits with 0
+    when both sides agree and with 6 when they do not.
     """
     spec = spec_of(job, dsn, source_dsn)
     if workers is not None:
         spec = spec.model_copy(update={"workers": workers})
     show = SHOWN_ROWS if show_rows else 0
-    return run_async(_verify(terminal, spec, repair=repair, settle_s=_settle_s(settle), show=show))
+    settle_s = _settle_s(settle)
+    return run_async(_verify(terminal, spec, repair=repair, delete_extra=delete_extra, settle_s=settle_s, show=show))
 
 
 def _settle_s(text: str | None) -> float:
@@ -72,12 +76,15 @@ def _settle_s(text: str | None) -> float:
     return seconds
 
 
-async def _verify(terminal: Terminal, spec: JobSpec, *, repair: bool, settle_s: float, show: int) -> int:
+async def _verify(
+    terminal: Terminal, spec: JobSpec, *, repair: bool, delete_extra: bool, settle_s: float, show: int
+) -> int:
     lines = JsonLines(sys.stdout) if terminal.as_json else None
     display = Display(terminal, lambda: run.supervisor)
     run = LocalVerification(
         spec,
         repair=repair,
+        delete_extra=delete_extra,
         settle_s=settle_s,
         show=show,
         emit=display if lines is None else tee(display, lines),
@@ -115,8 +122,10 @@ async def _verify(terminal: Terminal, spec: JobSpec, *, repair: bool, settle_s: 
 
 def _joined(found: Verification) -> str:
     """Whoever joins gets what was asked for then, not what he asks for."""
-    how = "with" if found.repair else "without"
-    return f"going on with the verification that was begun {how} --repair at {found.started_at:%Y-%m-%d %H:%M:%S} UTC"
+    how = "with --repair" if found.repair else "without --repair"
+    if found.delete_extra:
+        how += " --delete-extra"
+    return f"going on with the verification that was begun {how} at {found.started_at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _row(row: Difference) -> str:
@@ -161,6 +170,14 @@ def _say(terminal: Terminal, job: str, found: Verification) -> None:
         terminal.say(f"  {column}: {number:,} rows")
     left = found.mismatched + found.missing + found.extra - found.repaired
     if left and not found.repair:
-        terminal.say(f"  backfill verify {job} --repair mends them; --show-rows lists their keys", "dim")
-    elif found.unsettled and not left:
+        but = ", but for those only in the target" if found.extra else ""
+        mends = f"backfill verify {job} --repair mends them{but}; " if left > found.extra else ""
+        terminal.say(f"  {mends}--show-rows lists their keys", "dim")
+    if found.extra and not found.delete_extra:
+        terminal.say(
+            "  rows only in the target may be another job's, or older than this one, so a repair leaves them;"
+            f" if they are nobody's: backfill verify {job} --repair --delete-extra deletes them",
+            "dim",
+        )
+    if found.unsettled and not left:
         terminal.say("  verify again, with a longer --settle, when those rows are written less often", "dim")

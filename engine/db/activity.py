@@ -17,9 +17,17 @@ SELECT l.virtualtransaction AS id,
            || coalesce(' since ' || to_char(a.xact_start, 'HH24:MI:SS'), '') AS who
   FROM pg_catalog.pg_locks l
   JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+ CROSS JOIN LATERAL (SELECT split_part(a.application_name, '/', 2) AS theirs,
+                            split_part(current_setting('application_name'), '/', 2) AS mine) job
+ -- The job's part of a long name is cut where the server would cut the whole.
+ CROSS JOIN LATERAL (SELECT a.application_name LIKE 'backfill/%/%'
+                            AND (job.theirs = job.mine
+                                 OR octet_length(a.application_name) >= 63 AND starts_with(job.mine, job.theirs)
+                                 OR octet_length(current_setting('application_name')) >= 63
+                                    AND starts_with(job.theirs, job.mine)) AS is_ours) ours
  WHERE l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock' AND l.granted
    AND a.datname = current_database() AND a.usename IS NOT NULL
-   AND a.pid <> pg_backend_pid() AND a.application_name NOT LIKE 'backfill/%'
+   AND a.pid <> pg_backend_pid() AND NOT ours.is_ours
    AND (NOT $1::boolean
         OR EXISTS (SELECT FROM pg_catalog.pg_locks x
                     WHERE x.locktype = 'transactionid' AND x.mode = 'ExclusiveLock' AND x.granted
@@ -31,7 +39,8 @@ SELECT 'prepared ' || gid, 'prepared transaction of ' || owner || ' since ' || t
 
 
 async def running_transactions(connection: Connection, *, only_writers: bool = False) -> dict[str, str]:
-    """Id -> who it is, for people, of every client transaction of this database except our own connections'.
+    """Id -> who it is, for people, of every client transaction of this database except those of the job whose session
+    asks.  Other jobs' count: one may write what another reads.
 
     ``only_writers``: those that have written already, which is when a transaction gets a permanent xid.
     """

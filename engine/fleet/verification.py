@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 from engine.errors import Busy, HeldByOperator, PreflightRefused, UsageError
 from engine.events import Emit, VerificationFinished, ignore
 from engine.fleet.local import LocalRun
+from engine.flow import opening
 from engine.flow.dual_write_change import prepared_for_change
 from engine.flow.prepare import Inspection, Prepared, endpoints_of
 from engine.flow.result import RunResult
 from engine.flow.shared import SETTLE_S
 from engine.ledger.records import Difference, JobRecord, Verification
 from engine.ledger.store import Ledger
-from engine.model import JobState
+from engine.model import JobState, Side
 from engine.plan.preflight import Code, required_privileges
 from engine.plan.preflight.catalogue import finding
 from engine.spec import JobSpec
@@ -25,9 +26,10 @@ class LocalVerification(LocalRun):
 
     A verification that runs already, or was interrupted, is joined and brought to its end, as it was asked for then;
     ``joined`` hears of it before anything is compared.
-    ``repair``: make the target (in place: the columns) equal to the source where they differ.  ``settle_s``: between
-    the two looks at a row that seems to differ.  ``show``: so many keys of rows that differ are kept in
-    ``differences``.  Afterwards ``verification`` holds what was found.
+    ``repair``: make the target (in place: the columns) equal to the source where they differ; rows that only the target
+    holds are deleted only with ``delete_extra``.  ``settle_s``: between the two looks at a row that seems to differ.
+    ``show``: so many keys of rows that differ are kept in ``differences``.  Afterwards ``verification`` holds what was
+    found.
     """
 
     def __init__(
@@ -35,16 +37,20 @@ class LocalVerification(LocalRun):
         spec: JobSpec,
         *,
         repair: bool = False,
+        delete_extra: bool = False,
         settle_s: float = SETTLE_S,
         show: int = 0,
         emit: Emit = ignore,
         signals: bool = False,
         joined: Callable[[Verification], None] = lambda _: None,
     ) -> None:
+        if delete_extra and not repair:
+            raise UsageError("--delete-extra is a part of --repair", hint="give both, or neither")
         super().__init__(spec, emit=emit, signals=signals)
         self.verification: Verification | None = None
         self.differences: tuple[Difference, ...] = ()
         self._repair = repair
+        self._delete_extra = delete_extra
         self._settle_s = settle_s
         self._show = show
         self._joined = joined
@@ -82,9 +88,10 @@ class LocalVerification(LocalRun):
             begun = await ledger.begin_verification(
                 job.id,
                 repair=self._repair,
+                delete_extra=self._delete_extra,
                 settle_s=self._settle_s,
                 not_compared=prepared.not_compared,
-                target_mark=ledger.connection.server.mark,
+                target_mark=await opening.mark_of(prepared, {Side.TARGET: ledger.connection}),
             )
             if begun is None:
                 job = await ledger.job(self.spec.name)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from engine.model import Mode, Table
 from engine.spec import JobSpec
 from engine.sql import dual_write as sql
-from engine.sql import read_expression
+from engine.sql import literal, read_expression
 from engine.sql.statements import SourceShape, TargetShape, default_done
 
 if TYPE_CHECKING:
@@ -75,20 +75,43 @@ def text_for(
         target,
         always_identity=[c.name for c in target_table.columns if c.identity == "always"],
         keep=unrepeatable,
-        sees_old=spec.where is None or not _sees_more(spec.where, source_table),
+        sees_old=spec.where is None or _is_of_the_row_alone(spec.where, source_table),
         partitions=source_table.partitions,
     )
 
 
-def _sees_more(text: str, table: Table) -> bool:
-    """True when an expression may read what a trigger's OLD does not hold: system columns, columns that are computed
-    when they are read, the table by its schema.
+# fmt: off
+_PLAIN: Final = frozenset([
+    "all", "and", "any", "asymmetric", "between", "case", "coalesce", "distinct", "else", "end", "escape", "false",
+    "from", "greatest", "ilike", "in", "is", "isnull", "least", "like", "not", "notnull", "null", "nullif", "or",
+    "similar", "some", "symmetric", "then", "to", "true", "unknown", "when",
+])
+"""Words that only put together what stands beside them.  An opening bracket may follow: none of them can be a function
+of a user's."""
+_NEVER_PLAIN: Final = frozenset([
+    "current_catalog", "current_date", "current_role", "current_schema", "current_time", "current_timestamp",
+    "current_user", "localtime", "localtimestamp", "select", "session_user", "system_user", "table", "user", "values",
+    "with",
+])
+"""Words that mean something else than a column of that name, unless they are quoted, which is not seen any more."""
+# fmt: on
+_OF_THE_SESSION: Final = re.compile(r"(?<![a-z_])(?:now|today|tomorrow|yesterday)(?![a-z_])|\\|@@", re.IGNORECASE)
+"""Words in literals that mean the time; escapes, behind which they can stand; @@, which reads a text by a setting."""
+
+
+def _is_of_the_row_alone(text: str, table: Table) -> bool:
+    """True when an expression says of a trigger's OLD what it said when the job copied that row.
+
+    So it reads the row's own columns and nothing else: no other table, no clock, no setting, no function or cast (which
+    may read any of these, whatever it is declared to be), nor what OLD does not hold, as columns that are computed when
+    they are read.  In doubt it is not.
     """
-    names = read_expression(text).identifiers
-    schema, name = (re.escape(part) for part in (table.name.schema, table.name.name))
-    by_schema = re.search(rf'(?<![\w$]){schema}"?\s*\.\s*"?{name}"?\s*\.', text, re.IGNORECASE)
-    virtual = any(column.generated == "virtual" for column in table.columns)
-    return virtual or by_schema is not None or not names.isdisjoint(sql.SYSTEM_COLUMNS)
+    read = read_expression(text)
+    columns = {column.name for column in table.columns}
+    if any(column.generated == "virtual" for column in table.columns) or _OF_THE_SESSION.search(text):
+        return False
+    allowed = (columns | {table.name.name} | _PLAIN) - _NEVER_PLAIN - {table.name.schema}  # the table by its schema
+    return read.identifiers <= allowed and read.functions <= _PLAIN
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------
@@ -136,8 +159,10 @@ SELECT t.relid::oid::int8 AS relation, coalesce(pg_catalog.pg_relation_filenode(
 
 _PARTS: Final = f"{_TREE} SELECT relid::int8 AS relation FROM tree ORDER BY relid"
 
-_CONDITION: Final = "(current_setting('application_name'::text) !~~ 'backfill/%'::text)"
-"""``skips_our_sessions`` as the server writes it back."""
+
+def _condition(job: str) -> str:
+    """``skips_sessions_of`` as the server writes it back."""
+    return f"(NOT starts_with(current_setting('application_name'::text), {literal(sql.sessions_of(job))}::text))"
 
 
 async def look(connection: Connection, prepared: Prepared) -> DualWrite:
@@ -164,24 +189,52 @@ async def look_for(connection: Connection, text: sql.DualWriteText, table_oid: i
         ],
         "functions": [{"oid": f["oid"], "xmin": f["xmin"], "name": f["name"]} for f in functions],
         "files": [{"relation": f["relation"], "file": f["file"]} for f in files],
+        "partitions": [{"relation": relation} for relation in parts],
+        "table": table_oid,
     }
     return DualWrite(installed=True, intact=not problems, problems=tuple(problems), evidence=evidence)
 
 
 def still_holds(before: Mapping[str, Any], now: Mapping[str, Any] | None) -> bool:
-    """True when every part of ``before`` is still the same row of the catalogue: nobody has dropped, disabled, enabled
-    or replaced it in between, not even for a moment.  What came since (a new partition's clone) does no harm.
+    """For the sweep: True when every deleted row was buried since ``before``.
 
-    A partition that was truncated, detached or rewritten ends it too: its rows may have gone without a trigger.
+    Every part is still the same row of the catalogue: nobody has dropped, disabled, enabled or replaced it in between,
+    not even for a moment.  And there are the same partitions with the same files: one that was truncated, detached or
+    rewritten may have lost rows without a trigger, and one that came since may have been filled before it was attached,
+    copied, and truncated after.
     """
     if now is None or not before.get("triggers") or not before.get("functions"):
         return False
-    return all(_marks(before, kind) <= _marks(now, kind) for kind in ("triggers", "functions", "files"))
+    return all(_marks(before, kind) == _marks(now, kind) for kind in _MARKS)
+
+
+def same_triggers(before: Mapping[str, Any], now: Mapping[str, Any] | None) -> bool:
+    """For the gate: True when the table's own triggers and their functions are the very ones of ``before``.
+
+    Partitions may have come and gone with their clones and files: what rows that did is the verification's business.
+    """
+    if now is None or not _of_the_table(before) or not before.get("functions"):
+        return False
+    return _of_the_table(before) == _of_the_table(now) and _marks(before, "functions") == _marks(now, "functions")
+
+
+_MARKS: Final = {
+    "triggers": ("oid", "xmin"),
+    "functions": ("oid", "xmin"),
+    "files": ("relation", "file"),
+    "partitions": ("relation",),
+}
+"""What identifies each part of the evidence."""
 
 
 def _marks(evidence: Mapping[str, Any], kind: str) -> set[tuple[Any, ...]]:
-    pair = ("relation", "file") if kind == "files" else ("oid", "xmin")
-    return {tuple(item.get(name) for name in pair) for item in evidence.get(kind, ())}
+    return {tuple(item.get(name) for name in _MARKS[kind]) for item in evidence.get(kind, ())}
+
+
+def _of_the_table(evidence: Mapping[str, Any]) -> set[tuple[Any, ...]]:
+    """The triggers on the table itself, without their clones on its partitions."""
+    table = evidence.get("table")
+    return {(t.get("oid"), t.get("xmin")) for t in evidence.get("triggers", ()) if t.get("relation") == table}
 
 
 def _function_problems(text: sql.DualWriteText, rows: Sequence[Any]) -> list[str]:
@@ -225,7 +278,7 @@ def _trigger_problems(
             if (
                 row["bits"] != trigger.bits
                 or row["is_odd"]
-                or row["condition"] != (_CONDITION if trigger.skips_us else None)
+                or row["condition"] != (_condition(trigger.skips) if trigger.skips is not None else None)
                 or row["function"] != function_oids.get(trigger.function.name, row["function"])
             ):
                 problems.append(f"{where} is defined in another way than the job asks for now")

@@ -19,7 +19,7 @@ from engine.ledger.store import Ledger
 from engine.model import Mode, TableName
 from engine.plan.preflight import Code
 from engine.sql import dual_write as sql
-from engine.sql import read_expression
+from engine.sql import qualified, read_expression
 
 PATIENCE_S: Final = 60.0
 _NOT_ALLOWED: Final = "42501"
@@ -119,6 +119,7 @@ def _untouchable(prepared: Prepared) -> tuple[str, ...]:
 async def script(connection: Connection, prepared: Prepared) -> str:
     """All that ``install`` would do, as a script for a person.  Touches nothing."""
     text = wanted(prepared)
+    await _refuse_second(connection, text, prepared)
     installed = await Ledger(connection).installed_version()
     pending = "\n".join(migration.strip() for version, migration in migrations() if version > installed)
     return sql.script(text, owner=prepared.source_table.owner, ledger=pending, lock_timeout_ms=round(QUEUE_S * 1000))
@@ -146,6 +147,7 @@ async def install(
     if (await look_for(connection, text, prepared.source_table.oid)).intact:
         return Outcome(text.job, changed=False, triggers=names, tables=table)
     await _refuse_late(ledger, text.job)
+    await _refuse_second(connection, text, prepared)
     owner = prepared.source_table.owner if connection.server.is_superuser else None
     await _refuse_powerless(connection, prepared, owner or connection.server.user)
     await _refuse_unparsable(connection, text)
@@ -158,6 +160,9 @@ async def install(
         if (await look_for(connection, text, prepared.source_table.oid)).intact:
             return False  # somebody else was faster; to replace it would look as if it had been away
         await _refuse_late(ledger, text.job)
+        if prepared.target_table is not None:  # of two jobs that want the same target one waits for the other
+            await connection.fetchval("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", _ONE_AT_A_TIME)
+            await _refuse_second(connection, text, prepared)
         for statement in statements:
             await connection.execute(statement)
         await take(connection, sql.lock_table(text.table, exclusive=False))
@@ -201,6 +206,46 @@ async def _refuse_late(ledger: Ledger, job: str) -> None:
             f"job {job} was begun without these triggers: what was written since then would be missing",
             hint=f"backfill cancel {job}, install the triggers, then backfill restart {job}",
         )
+
+
+async def _refuse_second(connection: Connection, text: sql.DualWriteText, prepared: Prepared) -> None:
+    """One job's triggers take out what is none of its own rows (any more): they would take out another job's."""
+    target = prepared.target_table
+    if target is None:
+        return
+    tree = await connection.fetch(_SAME_ROWS, target.oid)
+    ours = {qualified(TableName(row["schema"], row["name"])) for row in tree}
+    comments = [row["comment"] for row in await connection.fetch(_COMMENTS)]
+    writing = {sql.job_of_comment(one) for one in comments if sql.target_of_comment(one) in ours} - {text.job, None}
+    others = sorted(job for job in writing if job is not None)
+    if others:
+        raise UsageError(
+            f"triggers of {', '.join(others)} write {target.name} already: each job's triggers would delete the other's"
+            " rows there",
+            hint=" and ".join(f"backfill dualwrite {job} --remove" for job in others)
+            + " first; or make it one job, whose where takes in the rows of both",
+        )
+
+
+_ONE_AT_A_TIME: Final = "targets of dual-write of backfill"
+
+_COMMENTS: Final = """
+SELECT DISTINCT pg_catalog.obj_description(p.oid, 'pg_proc') AS comment
+  FROM pg_catalog.pg_proc p
+  JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+  JOIN pg_catalog.pg_trigger t ON t.tgfoid = p.oid -- without, it is a leftover that nothing calls
+ WHERE n.nspname = 'backfill'
+"""
+
+# The table, what it is a partition of, and its own partitions.
+_SAME_ROWS: Final = """
+SELECT n.nspname::text AS schema, c.relname::text AS name
+  FROM pg_catalog.pg_class c
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid = $1::oid
+    OR c.oid IN (SELECT relid::oid FROM pg_catalog.pg_partition_ancestors($1::oid::regclass))
+    OR c.oid IN (SELECT relid::oid FROM pg_catalog.pg_partition_tree($1::oid::regclass))
+"""
 
 
 async def _refuse_powerless(connection: Connection, prepared: Prepared, runs_as: str) -> None:

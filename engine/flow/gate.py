@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from engine.db.fingerprint import differences
+from engine.db.fingerprint import differences, fingerprint
 from engine.errors import PreflightRefused
 from engine.flow import dual_write, opening
 from engine.flow.dual_write import DualWrite
@@ -67,9 +67,10 @@ async def gate(seen: Inspection, ledger: Ledger, sides: Sides) -> Gate:
     job = await ledger.job(seen.spec.name)
     last = None if job.verification_id is None else await ledger.verification(job.verification_id)
     passed = await ledger.last_passed(job.id)
+    files = await _files(seen, sides)
     checks = (
         _done(job),
-        _verified(job, last),
+        _verified(job, last, files),
         *await _tables(job, seen, sides),
         _quarantine(job, await ledger.quarantined_count(job.id)),
         _server(job, passed, sides[Side.TARGET].server.mark),
@@ -97,7 +98,17 @@ def _done(job: JobRecord) -> Check:
     return Check("done", ok=False, detail=f"the job is {job.state}", remedy="backfill status says what it needs")
 
 
-def _verified(job: JobRecord, last: Verification | None) -> Check:
+async def _files(seen: Inspection, sides: Sides) -> dict[str, int]:
+    """The files of the table that the job writes, as ``opening.mark_of`` notes them; also where the tables have changed
+    so much that nothing could be prepared.
+    """
+    try:
+        return (await fingerprint(sides[Side.TARGET], seen.target or seen.source))["relfilenodes"]
+    except LookupError:
+        return {}  # it was dropped a moment ago: none of its files is there
+
+
+def _verified(job: JobRecord, last: Verification | None, files: dict[str, int]) -> Check:
     again = f"backfill verify {job.name}"
     if last is None:
         return Check("verified", ok=False, detail="nobody has verified it", remedy=again)
@@ -111,6 +122,9 @@ def _verified(job: JobRecord, last: Verification | None) -> Check:
         return Check(
             "verified", ok=False, detail="the job wrote to its tables after the verification began", remedy=again
         )
+    then = (last.target_mark or {}).get("files")
+    if then is None or not then.items() <= files.items():  # a partition that came since does no harm
+        return Check("verified", ok=False, detail=_rewritten(then, files), remedy=again)
     rows = f"{last.rows:,} rows agree, verified from {last.started_at:%Y-%m-%d %H:%M:%S} UTC on"
     left_out = f"; not compared: {', '.join(last.not_compared)}" if last.not_compared else ""
     return Check("verified", ok=True, detail=rows + left_out)
@@ -121,11 +135,19 @@ def _mismatch(last: Verification, again: str) -> Check:
     if differing or last.truncated:
         least = "at least " if last.truncated else ""
         detail = f"the last verification found {least}{_rows(differing)} differing"
-        remedy = f"{again} --repair, then {again}"
+        more = " (--delete-extra, if rows that only the target holds are nobody's)"
+        remedy = f"{again} --repair{more if last.extra and not last.delete_extra else ''}, then {again}"
     else:
         detail = f"the last verification found {_rows(last.unsettled)} that changed at every look"
         remedy = f"{again} when they are written less often, or with a longer --settle"
     return Check("verified", ok=False, detail=detail, remedy=remedy)
+
+
+def _rewritten(then: dict[str, int] | None, files: dict[str, int]) -> str:
+    if then is None:
+        return "the last verification did not note the files that it read: they may have been emptied since"
+    names = ", ".join(sorted(name for name in then if files.get(name) != then[name]))
+    return f"emptied or rewritten (TRUNCATE, VACUUM FULL, …) or taken away since the verification began: {names}"
 
 
 def _rows(number: int) -> str:
@@ -158,7 +180,7 @@ def _dual_write(job: JobRecord, now: DualWrite | None, seen: Inspection) -> Chec
                 detail="our triggers cannot be judged while the tables do not fit the job",
                 remedy="first see to the schema",
             )
-        if dual_write.still_holds(job.dual_write, now.evidence) and now.intact:
+        if dual_write.same_triggers(job.dual_write, now.evidence) and now.intact:
             return Check("dual_write", ok=True, detail="our triggers are in place and have been all the while")
         problems = "; ".join(now.problems) or "they were switched off, or made anew, since the job began"
         return Check(
@@ -189,9 +211,9 @@ def _quarantine(job: JobRecord, rows: int) -> Check:
 
 def _server(job: JobRecord, passed: Verification | None, now: dict[str, Any]) -> Check:
     """A server that was restarted, or failed over, may have lost rows that were acknowledged."""
-    if job.target_mark is not None and job.target_mark == now:
+    if _same_server(job.target_mark, now):
         return Check("server", ok=True, detail="the target's server runs since before the job")
-    if passed is not None and passed.target_mark == now:
+    if passed is not None and _same_server(passed.target_mark, now):
         return Check("server", ok=True, detail="verified since the target's server was started")
     return Check(
         "server",
@@ -199,3 +221,8 @@ def _server(job: JobRecord, passed: Verification | None, now: dict[str, Any]) ->
         detail="the target's server was restarted or replaced since: rows that it had acknowledged may be lost",
         remedy=f"backfill verify {job.name}",
     )
+
+
+def _same_server(before: dict[str, Any] | None, now: dict[str, Any]) -> bool:
+    """``before`` may hold more: the files that were verified."""
+    return before is not None and all(before.get(name) == value for name, value in now.items())

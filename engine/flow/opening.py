@@ -81,6 +81,12 @@ def check_identity(job: JobRecord, prepared: Prepared) -> None:
         raise SpecChanged(job.name, changed)
 
 
+async def mark_of(prepared: Prepared, sides: Sides) -> dict[str, Any]:
+    """What a verification is about: the target's server as it runs now, and the files of the table that it compares."""
+    files = (await _fingerprint(sides[Side.TARGET], prepared.written_table))["relfilenodes"]
+    return {**sides[Side.TARGET].server.mark, "files": files}
+
+
 # -- schema ---------------------------------------------------------------------------------------------------------
 
 

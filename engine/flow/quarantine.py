@@ -24,6 +24,7 @@ from engine.db.failures import Action, Failure, Fault, classify
 from engine.errors import BackfillError, CannotConnect
 from engine.flow import barrier, opening
 from engine.flow.control import DATABASE_IS_AWAY, as_stop
+from engine.flow.movers.confirm import TOUCHED
 from engine.flow.movers.server_side import CHUNK_DEADLINE_S, open_for_chunks
 from engine.flow.prepare import Prepared
 from engine.flow.shared import Sides, of_side
@@ -175,10 +176,9 @@ class Retry:
             rows = await self._write(key)
             if rows and self._guards:
                 xid = await ledger.note_written(job.id)
-            if rows:
-                await ledger.touched(job.id)
             await ledger.let_go(job.id, [number])
-            await here.execute("COMMIT", timeout_s=CHUNK_DEADLINE_S)
+            touched = TOUCHED.format(job=job.id) if rows else ""
+            await here.execute(f"{touched}COMMIT", timeout_s=CHUNK_DEADLINE_S)
         except BaseException:
             await here.roll_back()
             raise
@@ -278,7 +278,6 @@ class Retry:
         assert target is not None
         await here.execute("BEGIN")
         try:
-            await ledger.touched(job.id)
             await ledger.note_written_again(job.id, [self._written[key] for key in keys])
             locked = [
                 tuple(row["key"]) for row in await here.fetch(statements.lock_ours(target), job.id, key_list(keys))
@@ -286,7 +285,8 @@ class Retry:
             alive = await self._alive(locked) if locked else set()
             gone = [key for n, key in enumerate(locked) if n not in alive]
             deleted = await here.fetch(statements.delete_keys(target), job.id, key_list(gone)) if gone else []
-            await here.execute("COMMIT")
+            touched = TOUCHED.format(job=job.id) if deleted else ""
+            await here.execute(f"{touched}COMMIT")
         except BaseException:
             await here.roll_back()
             raise

@@ -112,6 +112,7 @@ class Shared:
     target: TargetShape | None  # to be asked ahead about each chunk's range, where that is worth it
     check_schema: Callable[[Sides], Awaitable[None]]  # raises SchemaDrift when a table changed under the job
     end_backends: Callable[[tuple[Backend, ...]], Awaitable[None]]  # of a former holder
+    verification_id: int | None = None  # of a phase of a verification: another one's spans are not ours
     max_quarantined: int = 0  # rows of the job that may be set aside
     arbiters: frozenset[str] = frozenset()  # indexes whose violation is the policy's business, not a row's fault
     stop: Stop = field(default_factory=Stop)

@@ -410,6 +410,7 @@ class Supervisor:
             target=prepared.target if phase is Phase.MOVE and prepared.asks_ahead else None,
             check_schema=self._check_schema,
             end_backends=self._control.end_backends,
+            verification_id=job.verification_id,
             max_quarantined=prepared.spec.errors.max_quarantined,
             arbiters=prepared.arbiters,
             stop=stop,
@@ -472,7 +473,7 @@ class Supervisor:
                 phase,
                 settle_s=SETTLE_S,
                 not_compared=self._prepared.not_compared,
-                target_mark=self._control.sides[Side.TARGET].server.mark,
+                target_mark=await opening.mark_of(self._prepared, self._control.sides),
             )
         else:
             finished = await ledger.finish(job.id, phase)
@@ -557,7 +558,8 @@ class Supervisor:
             try:
                 async with self._looks:
                     job = self._job = await self._control.ledger.job(shared.job)
-                if not job.state.is_at_work or job.phase is not phase:
+                here = (phase, shared.verification_id)
+                if not job.state.is_at_work or (job.phase, job.verification_id) != here:
                     shared.stop.set(job.state.value)
                 await self._beat(shared)
                 await self._refresh_status()

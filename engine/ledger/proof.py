@@ -63,6 +63,7 @@ class Proof(Statements):
         settle_s: float,
         not_compared: Sequence[str],
         target_mark: dict[str, Any] | None,
+        delete_extra: bool = False,
     ) -> int | None:
         """Begin to verify a job that is done.  Returns the verification's number; None when the job is not done (any
         more): another process may have begun one, which can be joined.
@@ -71,19 +72,28 @@ class Proof(Statements):
             state = await self.connection.fetchrow(queries()["lock_job"], job_id)
             if state is None or state["state"] != JobState.DONE:
                 return None
-            return await self._begin_verification(job_id, repair, settle_s, not_compared, target_mark)
+            return await self._begin_verification(
+                job_id,
+                repair=repair,
+                settle_s=settle_s,
+                not_compared=not_compared,
+                target_mark=target_mark,
+                delete_extra=delete_extra,
+            )
 
     async def _begin_verification(
         self,
         job_id: int,
+        *,
         repair: bool,
         settle_s: float,
         not_compared: Sequence[str],
         target_mark: dict[str, Any] | None,
+        delete_extra: bool = False,
     ) -> int:
         mark = None if target_mark is None else json.dumps(target_mark, ensure_ascii=False)
         found = await self.connection.fetchval(
-            queries()["begin_verification"], job_id, repair, settle_s, list(not_compared), mark
+            queries()["begin_verification"], job_id, repair, settle_s, list(not_compared), mark, delete_extra
         )
         return int(found)
 
@@ -93,7 +103,7 @@ class Proof(Statements):
         """
         async with self._transaction():
             state = await self.connection.fetchrow(queries()["lock_job"], job_id)
-            if state is None or state["state"] != JobState.VERIFYING or state["phase"] != last:
+            if state is None or state["state"] != JobState.VERIFYING or state["phase"] != last or state["is_waiting"]:
                 return False
             if await self.connection.fetchval(queries()["unfinished"], job_id, last.value):
                 return False

@@ -36,14 +36,19 @@ INSERT INTO backfill.job (name, mode, source, target, identity, spec, fingerprin
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 RETURNING id;
 
+-- name: forget_tombstones
+-- Those of before the job: the deletes are committed, and no chunk will see the rows.
+DELETE FROM backfill.tombstone WHERE job = $1;
+
 -- name: create_spans
 -- Spans of one phase, from parallel arrays; bounds come as JSON arrays of texts.
-INSERT INTO backfill.span (job_id, id, phase, lo, hi, cursor, rows_estimated)
+-- The epochs of a verification's spans begin above those of all before it: their numbers may come again.
+INSERT INTO backfill.span (job_id, id, phase, lo, hi, cursor, epoch, rows_estimated)
 SELECT $1, coalesce((SELECT max(id) FROM backfill.span WHERE job_id = $1), 0) + n, $2,
        CASE WHEN lo <> 'null' THEN ARRAY(SELECT jsonb_array_elements_text(lo::jsonb)) END,
        ARRAY(SELECT jsonb_array_elements_text(hi::jsonb)),
        CASE WHEN lo <> 'null' THEN ARRAY(SELECT jsonb_array_elements_text(lo::jsonb)) END,
-       rows
+       coalesce((SELECT verification_id FROM backfill.job WHERE id = $1), 0) << 32, rows
   FROM unnest($3::text[], $4::text[], $5::double precision[]) WITH ORDINALITY AS planned (lo, hi, rows, n);
 
 -- name: lock_job
@@ -142,10 +147,10 @@ SELECT id, phase, lo, hi, cursor, epoch, rows, greatest(0, rows_estimated - scan
 WITH cut AS (
     UPDATE backfill.span SET hi = $5, rows_estimated = $6
      WHERE job_id = $1 AND id = $2 AND hi = $4 AND cursor IS NOT DISTINCT FROM $3
-    RETURNING phase
+    RETURNING phase, epoch
 )
 INSERT INTO backfill.span (job_id, id, phase, lo, hi, cursor, rows_estimated, epoch, worker, backends, lease_until)
-SELECT $1, (SELECT max(id) + 1 FROM backfill.span WHERE job_id = $1), phase, $5, $4, $5, $7, 1, $8, $9,
+SELECT $1, (SELECT max(id) + 1 FROM backfill.span WHERE job_id = $1), phase, $5, $4, $5, $7, ((epoch >> 32) << 32) + 1, $8, $9,
        clock_timestamp() + make_interval(secs => $10)
   FROM cut
 RETURNING id, phase, lo, hi, cursor, epoch, rows;
@@ -282,8 +287,8 @@ SELECT min(id) AS first, max(id) AS last, count(*) AS rows, coalesce(bool_or(key
 -- name: begin_verification
 -- A new verification of a job whose rows have all been moved; the spans of the one before are of no more use.
 WITH begun AS (
-    INSERT INTO backfill.verification (job_id, repair, settle_s, not_compared, target_mark)
-    VALUES ($1, $2, $3, $4, $5)
+    INSERT INTO backfill.verification (job_id, repair, settle_s, not_compared, target_mark, delete_extra)
+    VALUES ($1, $2, $3, $4, $5, $6)
     RETURNING id
 ), cleared AS (
     DELETE FROM backfill.span
@@ -295,13 +300,14 @@ WITH begun AS (
 UPDATE backfill.job
    SET state = 'verifying', phase = 'verify', barrier_snapshot = '{}', waits_for = NULL,
        verification_id = begun.id, reason = NULL,
-       ends = ends - ARRAY['verify', 'extra', 'confirm', 'recheck']
+       ends = ends - ARRAY['verify', 'extra', 'confirm', 'recheck'],
+       moved_at = coalesce(moved_at, finished_at, created_at) -- null where an older release has finished it
   FROM begun
  WHERE job.id = $1
 RETURNING verification_id;
 
 -- name: verification
-SELECT id, repair, settle_s, who, started_at, finished_at, outcome, rows, suspects, mismatched, missing, extra,
+SELECT id, repair, delete_extra, settle_s, who, started_at, finished_at, outcome, rows, suspects, mismatched, missing, extra,
        unsettled, repaired, columns, not_compared, truncated, target_mark
   FROM backfill.verification WHERE id = $1;
 
@@ -320,7 +326,7 @@ SELECT min(id) AS first, max(id) AS last, count(*) AS rows
 WITH room AS (
     UPDATE backfill.verification SET suspects = suspects + cardinality($2::text[]),
            truncated = truncated OR suspects + cardinality($2::text[]) > $6
-     WHERE id = $1 AND cardinality($2::text[]) > 0
+     WHERE id = $1 AND cardinality($2::text[]) > 0 AND outcome IS NULL
     RETURNING truncated
 ), added AS (
     INSERT INTO backfill.difference (verification_id, key, kind, source_mark, target_mark)
@@ -328,7 +334,10 @@ WITH room AS (
       FROM room, unnest($2::text[], $3::text[], $4::text[], $5::text[]) AS seen (key, kind, source_mark, target_mark)
      WHERE NOT room.truncated
 )
-SELECT backfill.advance($7::bigint, $8::int, $9::bigint, $10::text[], $11::text[], $12::text[], $13::bigint,
+SELECT backfill.advance($7::bigint, $8::int,
+                        -- No epoch at all for a verification that is over: whoever still works on it is fenced.
+                        CASE WHEN EXISTS (SELECT FROM backfill.verification WHERE id = $1 AND outcome IS NULL)
+                             THEN $9::bigint ELSE -1 END, $10::text[], $11::text[], $12::text[], $13::bigint,
                         $14::bigint, 0, false);
 
 -- name: suspects_between
@@ -420,12 +429,12 @@ DELETE FROM backfill.written w
 
 -- name: will_sweep
 -- True while the sweep's horizon lies ahead: it is drawn when the last span of the move is finished.
-SELECT j.phase = 'move' AND EXISTS (SELECT FROM backfill.span s
+SELECT j.phase = 'move' AND j.state <> 'cancelled' AND EXISTS (SELECT FROM backfill.span s
                                      WHERE s.job_id = j.id AND s.phase = 'move' AND s.cursor IS DISTINCT FROM s.hi)
   FROM backfill.job j WHERE j.id = $1;
 
 -- name: quarantined_count
-SELECT count(*) FROM backfill.quarantine WHERE job_id = $1;
+SELECT quarantined FROM backfill.job WHERE id = $1;
 
 -- name: let_go
 -- Out of quarantine, because the row is written now or because a person said so.

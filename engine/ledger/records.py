@@ -102,6 +102,7 @@ class Verification:
 
     id: int
     repair: bool
+    delete_extra: bool  # a repair may delete rows that only the target holds
     settle_s: float
     who: str
     started_at: datetime

@@ -163,6 +163,7 @@ class Ledger(Pacing, Proof):
                     _maybe_json(target_mark),
                 )
                 await self._create_spans(job_id, Phase.MOVE, spans)
+                await self.connection.fetchrow(text["forget_tombstones"], name)
         except Exception as error:
             if classify(error).action is Action.CONFLICT:
                 return False
@@ -188,7 +189,7 @@ class Ledger(Pacing, Proof):
         """
         async with self._transaction():
             state = await self.connection.fetchrow(queries()["lock_job"], job_id)
-            if state is None or state["state"] != before.state or state["phase"] != before:
+            if state is None or state["state"] != before.state or state["phase"] != before or state["is_waiting"]:
                 return False
             if await self.connection.fetchval(queries()["unfinished"], job_id, before.value):
                 return False
@@ -225,14 +226,16 @@ class Ledger(Pacing, Proof):
         """``verify: after``: all rows are moved, and the job goes on to verify.  False when that is not so any more."""
         async with self._transaction():
             state = await self.connection.fetchrow(queries()["lock_job"], job_id)
-            if state is None or state["state"] != JobState.RUNNING or state["phase"] != last:
+            if state is None or state["state"] != JobState.RUNNING or state["phase"] != last or state["is_waiting"]:
                 return False
             if await self.connection.fetchval(queries()["unfinished"], job_id, last.value):
                 return False
             await self.connection.execute("SET LOCAL synchronous_commit = on")
             await self.connection.fetchrow(queries()["forget_written"], job_id)
             await self.connection.fetchrow(queries()["touched"], job_id)
-            await self._begin_verification(job_id, False, settle_s, not_compared, target_mark)
+            await self._begin_verification(
+                job_id, repair=False, settle_s=settle_s, not_compared=not_compared, target_mark=target_mark
+            )
         return True
 
     async def finish(self, job_id: int, last: Phase) -> bool:
@@ -242,7 +245,7 @@ class Ledger(Pacing, Proof):
         async with self._transaction():
             await self.connection.execute("SET LOCAL synchronous_commit = on")
             state = await self.connection.fetchrow(queries()["lock_job"], job_id)
-            if state is None or state["state"] != JobState.RUNNING or state["phase"] != last:
+            if state is None or state["state"] != JobState.RUNNING or state["phase"] != last or state["is_waiting"]:
                 return False
             if await self.connection.fetchval(queries()["unfinished"], job_id, last.value):
                 return False

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from engine.model import TableName
@@ -30,6 +30,8 @@ TRIGGER_PREFIX: Final = "zz_backfill_"
 """Triggers fire in the order of their names: ours see what others have made of a row."""
 FUNCTION_PREFIX: Final = "dual_write_"
 COMMENT_PREFIX: Final = "dual-write of backfill job "
+"""A function's comment names the job, and behind ``INTO`` the table that the function writes besides."""
+INTO: Final = " into "
 _TRUNCATE: Final = "_truncate"
 _SLUG_LENGTH: Final = 32  # prefix, hash and suffix included, a name stays below 63 bytes
 _HASH_DIGITS: Final = 8
@@ -57,9 +59,6 @@ BY_INDEX: Final = {"enable_seqscan": "off"}
 ROW, BEFORE, INSERT, DELETE, UPDATE, TRUNCATE = 1, 2, 4, 8, 16, 32
 """Bits of ``pg_trigger.tgtype``."""
 
-OUR_SESSIONS: Final = "backfill/%"
-"""The application_name of every session of ours."""
-
 SYSTEM_COLUMNS: Final = frozenset({"tableoid", "ctid", "xmin", "xmax", "cmin", "cmax"})
 """What a row has in its table, and not in a trigger's hands."""
 
@@ -72,6 +71,7 @@ class TriggerFunction:
     body: str
     settings: Mapping[str, str]
     about: str  # one line for reviewers
+    into: TableName | None = None  # the table that it writes besides, which no other job's triggers may write
 
     @property
     def sql_name(self) -> str:
@@ -86,8 +86,8 @@ class TriggerText:
     name: str
     function: TriggerFunction
     bits: int
-    skips_us: bool  # does not fire for the job's own sessions
     about: str
+    skips: str | None = None  # the job for whose own sessions it does not fire
 
     @property
     def row_level(self) -> bool:
@@ -133,7 +133,19 @@ def job_of_comment(comment: str | None) -> str | None:
     """The job whose function carries that comment; None when it is none of ours."""
     if comment is None or not comment.startswith(COMMENT_PREFIX):
         return None
-    return comment.removeprefix(COMMENT_PREFIX)
+    return comment.removeprefix(COMMENT_PREFIX).partition(INTO)[0]  # no job's name holds a space
+
+
+def target_of_comment(comment: str | None) -> str | None:
+    """The table, as SQL writes it, that the function with that comment writes besides; None for all others."""
+    if job_of_comment(comment) is None or comment is None:
+        return None
+    return comment.partition(INTO)[2] or None
+
+
+def comment_on(function: TriggerFunction, job: str) -> str:
+    """The comment of one function."""
+    return COMMENT_PREFIX + job + (f"{INTO}{qualified(function.into)}" if function.into is not None else "")
 
 
 def _slug(job: str) -> str:
@@ -163,8 +175,9 @@ def mirror(
 
     ``always_identity``: columns of the target that are GENERATED ALWAYS AS IDENTITY, which no UPDATE may write.
     ``keep``: columns that hold what was written first (an expression that would give something else each time).
-    ``sees_old``: the job's ``where`` can be asked of a row as it was before; without, every row is taken to have been
-    part of the job, which costs a tombstone and a lookup and is never wrong.
+    ``sees_old``: the job's ``where`` is a matter of the row alone, so that it can be asked of a row as it was before,
+    and says today what it said when the job copied the row; without, every row is taken to have been part of the job,
+    which costs a tombstone and a lookup and leaves nothing behind.
     """
     row_name, truncate_name = function_names(job)
     row = TriggerFunction(
@@ -172,12 +185,15 @@ def mirror(
         _mirror_body(job, row_name, source, target, always_identity, keep, sees_old=sees_old),
         SETTINGS | BY_INDEX,
         "brings the target to what the source holds under every key that a change has touched",
+        into=target.table,
     )
+    emptied = source if sees_old else replace(source, where=None)
     truncate = TriggerFunction(
         truncate_name,
-        _truncate_body(job, source, target),
+        _truncate_body(job, emptied, target),
         SETTINGS,
         "takes the rows that TRUNCATE removes out of the target",
+        into=target.table,
     )
     names = trigger_names(job)
     every = INSERT | UPDATE | DELETE | ROW
@@ -200,15 +216,15 @@ def mirror(
         job=job,
         table=source.table,
         triggers=(
-            TriggerText(names[0], row, every, skips_us=False, about="after each row that was written"),
-            TriggerText(names[1], truncate, TRUNCATE | BEFORE, skips_us=False, about="while the rows are still there"),
+            TriggerText(names[0], row, every, about="after each row that was written"),
+            TriggerText(names[1], truncate, TRUNCATE | BEFORE, about="while the rows are still there"),
         ),
         probes=(
             f"SELECT {' OR '.join(compared)}",
             _upsert(source, target, always_identity, keep, parameter),
             _still_there(source, parameter),
             _take_out(target, parameter),
-            _take_all_out(source, target),
+            _take_all_out(emptied, target),
             *([f"SELECT FROM {_row_of('x', source, all_rows)}"] if source.where and sees_old else []),
         ),
         notes=tuple(notes),
@@ -385,9 +401,9 @@ def fill(
                 trigger_names(job)[0],
                 function,
                 INSERT | UPDATE | BEFORE | ROW,
-                skips_us=True,
                 about="before each row, after all other triggers; not for the job's own chunks, which compute for"
                 " themselves",
+                skips=job,
             ),
         ),
         probes=(f"SELECT {expressions} FROM {row}{' AND' if source.where else ' WHERE'} ({done}) IS NOT TRUE",),
@@ -448,7 +464,7 @@ def create_function(function: TriggerFunction, job: str, owner: str | None) -> l
     statements = [
         create,
         f"REVOKE ALL ON FUNCTION {function.sql_name}() FROM PUBLIC",
-        f"COMMENT ON FUNCTION {function.sql_name}() IS {literal(COMMENT_PREFIX + job)}",
+        f"COMMENT ON FUNCTION {function.sql_name}() IS {literal(comment_on(function, job))}",
     ]
     if owner is not None:
         statements.append(f"ALTER FUNCTION {function.sql_name}() OWNER TO {ident(owner)}")
@@ -457,7 +473,7 @@ def create_function(function: TriggerFunction, job: str, owner: str | None) -> l
 
 def create_trigger(trigger: TriggerText, table: TableName) -> list[str]:
     """The statements that create or replace one trigger, and have it fire where replicated rows are applied, too."""
-    when = f"\n    WHEN ({skips_our_sessions()})" if trigger.skips_us else ""
+    when = f"\n    WHEN ({skips_sessions_of(trigger.skips)})" if trigger.skips is not None else ""
     events = [
         word
         for bit, word in ((INSERT, "INSERT"), (UPDATE, "UPDATE"), (DELETE, "DELETE"), (TRUNCATE, "TRUNCATE"))
@@ -475,9 +491,19 @@ def create_trigger(trigger: TriggerText, table: TableName) -> list[str]:
     ]
 
 
-def skips_our_sessions() -> str:
-    """The condition under which a trigger fires for everybody but us."""
-    return f"current_setting('application_name') NOT LIKE {literal(OUR_SESSIONS)}"
+def skips_sessions_of(job: str) -> str:
+    """The condition under which a trigger fires for everybody but the sessions of one job.
+
+    A long name is cut in ``application_name``, and what is left of it may be another job's: there the trigger fires
+    for the job's own sessions, too, and computes the same again.  To pass over another job's rows would leave them
+    unfilled.
+    """
+    return f"NOT pg_catalog.starts_with(pg_catalog.current_setting('application_name'), {literal(sessions_of(job))})"
+
+
+def sessions_of(job: str) -> str:
+    """How the application_name of a job's sessions begins: see ``engine.db.database.application_name``."""
+    return f"backfill/{job}/"
 
 
 def lock_table(table: TableName, *, exclusive: bool) -> str:

@@ -10,14 +10,14 @@ Invariants:
 * Within one database both sides are read in one snapshot.  Between two, a difference is a suspicion until two looks at
   unchanged versions of both rows agree on it.
 * A row that the servers cannot evaluate is a difference, and does not stop the comparison of others.
-* A repair writes only rows that nobody has written since they were looked at.
+* A repair writes only rows that nobody has written since they were looked at, and deletes none unless it is told to.
 """
 
 from __future__ import annotations
 
 from engine.verify.comparer import Comparer
-from engine.verify.findings import Digests, Kind, Look, Suspect, Verifier
+from engine.verify.findings import Digests, Kind, Look, Suspect
 from engine.verify.in_place import InPlaceComparer
 from engine.verify.repair import repair
 
-__all__ = ["Comparer", "Digests", "InPlaceComparer", "Kind", "Look", "Suspect", "Verifier", "repair"]
+__all__ = ["Comparer", "Digests", "InPlaceComparer", "Kind", "Look", "Suspect", "repair"]

@@ -161,11 +161,11 @@ class Comparer:
         """These rows as they are now on both sides (one database: in one snapshot), one answer for each key."""
         return [look for batch in _batches(keys, LOOKED_AT) for look in await self._look(batch)]
 
-    async def repair(self, looks: Sequence[Look]) -> list[bool]:
+    async def repair(self, looks: Sequence[Look], *, delete_extra: bool = False) -> list[bool]:
         """Make the target's rows equal to the source's, in the transaction that is open at the target: see
         ``engine.verify.repair``.  After it has ended, ``release``.
         """
-        return await repair(self, looks)
+        return await repair(self, looks, delete_extra=delete_extra)
 
     async def release(self) -> None:
         """The target's transaction has ended: let go of what a repair has locked in another database."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from engine.db.database import STATEMENT_TIMEOUT_S
 from engine.model import KeyValue
@@ -50,33 +49,3 @@ class Look:
     columns: tuple[str, ...]
     source_mark: str | None
     target_mark: str | None
-
-
-class Verifier(Protocol):
-    """What a verification needs, whatever the job: ``Comparer`` for two tables, ``InPlaceComparer`` for one."""
-
-    async def agree_on_hashes(self) -> None:
-        """Ask the servers what they can agree on.  Once, and again after connecting again."""
-        ...
-
-    async def digests(self, after: KeyValue | None, to: KeyValue) -> Digests:
-        """Both sides of ``(after, to]`` as a whole."""
-        ...
-
-    async def narrow(self, after: KeyValue | None, to: KeyValue) -> list[Suspect]:
-        """The rows of ``(after, to]`` that seem to differ."""
-        ...
-
-    async def look(self, keys: Sequence[KeyValue]) -> list[Look]:
-        """These rows, now; one answer for each key, in their order."""
-        ...
-
-    async def repair(self, looks: Sequence[Look]) -> list[bool]:
-        """Make the target's rows equal to the source's, in the transaction that the caller has begun at the target;
-        says for each whether it was written.
-        """
-        ...
-
-    async def release(self) -> None:
-        """To be called when that transaction has ended, in whatever way."""
-        ...

@@ -80,7 +80,12 @@ class InPlaceComparer:
         seen = {row["n"]: row for row in rows}
         return [_looked(key, seen.get(n)) for n, key in enumerate(keys)]
 
-    async def repair(self, looks: Sequence[Look]) -> list[bool]:
+    async def repair(
+        self,
+        looks: Sequence[Look],
+        *,
+        delete_extra: bool = False,  # noqa: ARG002 - as between two tables: one has no row that the other lacks
+    ) -> list[bool]:
         """Fill the columns of those rows that still differ, in the transaction that the caller has begun; says which
         were written.  There is no version to compare: the expressions are evaluated over the row that is locked.
 

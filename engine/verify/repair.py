@@ -31,18 +31,25 @@ if TYPE_CHECKING:
     from engine.verify.comparer import Comparer
 
 
-async def repair(comparer: Comparer, looks: Sequence[Look]) -> list[bool]:
+class _KeyChanged(Exception):
+    """The target holds a row of ours under another key than it was given, where nobody would look at it again."""
+
+
+async def repair(comparer: Comparer, looks: Sequence[Look], *, delete_extra: bool = False) -> list[bool]:
     """Make the target's rows equal to the source's, as far as both are as they were when looked at.
 
     In the transaction (READ COMMITTED) that the caller has begun at the target: he records what was done, and commits
     both together.  At most some hundreds of rows, since all of them stay locked until then.  Where the source is
     another database, a transaction may be left open there: ``Comparer.release`` ends it, after the target's.
+    ``delete_extra``: rows that only the target holds are deleted.  They may be somebody else's, so it is not done
+    unasked.
 
-    Returns for each look whether its row was written; False too where the target refuses the row, and for looks that
-    found no difference.
+    Returns for each look whether its row was written; False too where the target refuses the row, or gives it another
+    key, and for looks that found no difference.
     """
     await comparer.release()
-    wanted = [n for n, look in enumerate(looks) if look.kind is not None]
+    kinds = ("changed", "missing", "extra") if delete_extra else ("changed", "missing")
+    wanted = [n for n, look in enumerate(looks) if look.kind in kinds]
     written = [False] * len(looks)
     if not wanted:
         return written
@@ -84,9 +91,10 @@ async def _unless_a_row_fails(comparer: Comparer, work: Callable[[], Awaitable[s
     try:
         written = await work()
     except Exception as error:
-        failure = classify(error)
-        if failure.lost or not failure.is_of_row:
-            raise
+        if not isinstance(error, _KeyChanged):
+            failure = classify(error)
+            if failure.lost or not failure.is_of_row:
+                raise
         for session in sessions:
             await session.execute("ROLLBACK TO backfill_repair; RELEASE backfill_repair")
         return None
@@ -159,7 +167,9 @@ class _Repair:
         values = [value for row in rows.values() for value in row["values"]]
         inserted = await self._target.fetch(sql, values, timeout_s=READ_DEADLINE_S)
         places = {tuple(row["key"]): n for n, row in rows.items()}
-        ours = sorted(places[tuple(row["key"])] for row in inserted if tuple(row["key"]) in places)
+        if any(tuple(row["key"]) not in places for row in inserted):
+            raise _KeyChanged
+        ours = sorted(places[tuple(row["key"])] for row in inserted)
         steady = await self._steady(ours)
         if gone := [n for n in ours if n not in steady]:
             await self._ask(self._target, statements.delete(self._here), gone)

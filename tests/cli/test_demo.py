@@ -62,7 +62,15 @@ def test_moves_a_live_table_and_proves_it(hurried: None, major: str) -> None:
 def test_tells_a_newcomer_what_happens(hurried: None) -> None:
     result = invoke()
     assert result.return_value == 0, result.stderr
-    for words in ("A private PostgreSQL 16 starts", "Expand", "Dual-write", "Customers come", "Backfill", "gate", "Compare"):
+    for words in (
+        "A private PostgreSQL 16 starts",
+        "Expand",
+        "Dual-write",
+        "Customers come",
+        "Backfill",
+        "gate",
+        "Compare",
+    ):
         assert words in result.stderr
     assert "0 missing, 0 extra, 0 different: equal, row by row" in result.stdout
     assert "p99" in result.stdout

@@ -236,6 +236,13 @@ def test_a_settle_that_is_none(backfill: Cli, shop: FreshDatabase, done: Path, t
     assert backfill("status", "cents", "--json").json["state"] == "done"
 
 
+def test_deleting_without_repairing(backfill: Cli, shop: FreshDatabase, done: Path) -> None:
+    seen = backfill("verify", "cents", "--delete-extra")
+    assert seen.code == 2
+    assert "--delete-extra is a part of --repair" in seen.err
+    assert backfill("status", "cents", "--json").json["verified"] is None
+
+
 def test_no_repair_where_it_cannot_be_computed_again(backfill: Cli, shop: FreshDatabase, spec) -> None:
     job = spec(set={"cents": "coalesce(cents, 0) + 1"}, done="cents is not null")
     backfill("run", job)
@@ -256,13 +263,20 @@ def test_a_copy_by_name_needs_its_source(
     by_file = backfill("verify", copy_job, *QUICK)
     assert by_file.code == 6
     assert "1 missing in the target, 1 only in the target" in by_file.err
+    assert "--repair mends them, but for those only in the target" in by_file.err
     monkeypatch.delenv("SOURCE_DSN")
     target = ("--dsn", "${TARGET_DSN}")
     refused = backfill("verify", "copy", *target)
     assert (refused.code, "SOURCE_DSN" in refused.err) == (2, True)
     monkeypatch.setenv("ELSEWHERE", two_shops.source.dsn)
-    mended = backfill("verify", "copy", *target, "--source-dsn", "${ELSEWHERE}", "--repair", *QUICK, "--json")
-    assert (mended.code, mended.json["repaired"]) == (0, 2), mended.err
+    mended = backfill("verify", "copy", *target, "--source-dsn", "${ELSEWHERE}", "--repair", *QUICK)
+    assert mended.code == 6
+    assert "1 missing in the target, 1 only in the target, 1 repaired" in mended.err
+    assert mended.err.rstrip().endswith("backfill verify copy --repair --delete-extra deletes them")
+    assert "mends" not in mended.err
+    both = ("--repair", "--delete-extra")
+    mended = backfill("verify", "copy", *target, "--source-dsn", "${ELSEWHERE}", *both, *QUICK, "--json")
+    assert (mended.code, mended.json["repaired"]) == (0, 1), mended.err
     assert two_shops.target.sql("SELECT count(*), sum(cents) FROM orders_v2").strip() == "5000|12502500"
 
 

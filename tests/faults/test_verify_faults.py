@@ -200,7 +200,7 @@ async def test_a_thousand_differences_are_found_and_mended_while_the_application
         assert counts(found) == (changed, MISSING + REKEYED, EXTRA + REKEYED, 0)
         assert found.columns == dict.fromkeys(CHANGES, EACH)
         assert (found.verified, found.repaired) == (False, 0)
-        mended, rows = await verify(spec, repair=True)
+        mended, rows = await verify(spec, repair=True, delete_extra=True)
         assert rows == wanted
         assert (mended.verified, mended.repaired, counts(mended)) == (True, DIFFERENCES, counts(found))
         clean, rows = await verify(spec)
@@ -277,7 +277,7 @@ class Wrong:
         assert rows_of(self.source, "SELECT id, v FROM src") == rows_of(self.target, "SELECT id, v FROM dst")
 
 
-REPAIR: Final = {"repair": True, "settle_s": 0.05}
+REPAIR: Final = {"repair": True, "delete_extra": True, "settle_s": 0.05}
 INNER: Final = (
     "claim.before",
     "claim.after",
@@ -403,7 +403,7 @@ async def test_drained_between_two_looks_nothing_is_lost(nursery: Nursery, datab
     job = Wrong(databases, wide=False)
     await job.make()
     settle_s = 2.5
-    slow = {"repair": True, "settle_s": settle_s}
+    slow = {"repair": True, "delete_extra": True, "settle_s": settle_s}
     runner = await nursery.run(job.spec, lease_s=LEASE_S, verify=slow)
     watch = await job.target.connect()
     leased = "SELECT phase = 'confirm' FROM backfill.job WHERE EXISTS (SELECT FROM backfill.span WHERE phase = 'confirm' AND lease_until > clock_timestamp())"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,9 +15,10 @@ import asyncpg
 import pytest
 
 from engine.db import Connection, Database
+from engine.db.database import application_name
 from engine.errors import Busy, UsageError
 from engine.flow import Prepared, dual_write, dual_write_change, endpoints_of, inspect
-from engine.flow.dual_write import still_holds
+from engine.flow.dual_write import same_triggers, still_holds
 from engine.flow.dual_write_change import patience
 from engine.ledger.store import Ledger
 from engine.model import Side
@@ -237,6 +239,63 @@ async def test_rows_that_enter_and_leave_the_job(database: FreshDatabase, dual: 
     database.sql("INSERT INTO src VALUES (5, 5, 'never', true); INSERT INTO dst VALUES (5, 0, 'of somebody else')")
     database.sql("UPDATE src SET note = 'x' WHERE id = 5; DELETE FROM src WHERE id = 5; TRUNCATE src")
     assert database.sql("SELECT id FROM dst") == "5"
+
+
+CHANGING = {
+    "the clock": "until > now()",
+    "the clock, without a function": "until > current_timestamp",
+    "the clock, in a literal": "until > 'now'",
+    "the clock, in a cast": "until > label::timestamptz",
+    "another table": "EXISTS (SELECT FROM public.customer WHERE customer.id = src.n AND pro)",
+    "another row of the same table": "NOT EXISTS (SELECT FROM public.src s WHERE s.id = src.id + 1)",
+    "a function": "public.is_on(n)",
+}
+
+
+@pytest.mark.parametrize("what", CHANGING)
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM src WHERE id = 1", "TRUNCATE src", "UPDATE src SET id = 7 WHERE id = 1"]
+)
+async def test_a_row_that_the_job_brought_goes_though_its_where_says_something_else_by_now(
+    database: FreshDatabase, dual: Made, what: str, statement: str
+) -> None:
+    """A ``where`` that looks at more than the row: what it says of a deleted row is not what it said of the copied one."""
+    database.sql(
+        "CREATE TABLE src (id int PRIMARY KEY, n int, until timestamptz, label text);"
+        "CREATE TABLE dst (LIKE src INCLUDING ALL); CREATE TABLE customer (id int PRIMARY KEY, pro boolean);"
+        "CREATE FUNCTION is_on(int) RETURNS boolean LANGUAGE sql STABLE"
+        " AS 'SELECT EXISTS (SELECT FROM public.customer WHERE id = $1 AND pro)';"
+        "INSERT INTO src VALUES (1, 1, '2001-01-01', 'now'), (2, 2, '2001-01-01', 'now')"
+    )
+    made = await dual(into(database, "src", database, "dst", where=CHANGING[what]))
+    await made.install()
+    database.sql("INSERT INTO dst TABLE src")  # brought while it held
+    database.sql(statement)
+    assert database.sql("SELECT count(*) FROM dst WHERE id = 1") == "0"
+    assert ("all" if "TRUNCATE" in statement else "{1}") in buried(database)
+
+
+PURE = (
+    "kept",
+    "src.kept AND (n > 0 OR n IN (-1, -2))",
+    "n BETWEEN -5 AND 5 AND \"Known\" IS NOT DISTINCT FROM 'known' AND coalesce(n, 0) <> 7",
+    "CASE WHEN kept THEN n = ANY ('{1,2}') ELSE \"Known\" LIKE 'x%' END",
+)
+
+
+@pytest.mark.parametrize("where", PURE)
+async def test_a_where_of_the_row_alone_leaves_other_rows_of_the_target_alone(
+    database: FreshDatabase, dual: Made, where: str
+) -> None:
+    database.sql(
+        'CREATE TABLE src (id int PRIMARY KEY, n int, kept boolean, "Known" text);'
+        "CREATE TABLE dst (LIKE src INCLUDING ALL); INSERT INTO src VALUES (1, 7, false, 'no');"
+        "INSERT INTO dst VALUES (1, 0, true, 'of somebody else')"
+    )
+    made = await dual(into(database, "src", database, "dst", where=where))
+    await made.install()
+    database.sql("DELETE FROM src WHERE id = 1; INSERT INTO src VALUES (1, 7, false, 'no'); TRUNCATE src")
+    assert database.sql("SELECT n FROM dst") == "0"
 
 
 async def test_what_other_triggers_do_to_the_row_meanwhile_is_what_counts(shop: Dual) -> None:
@@ -486,10 +545,10 @@ async def test_a_partitioned_source_with_rows_that_move_between_partitions(datab
     assert differing(database, "TABLE src", "TABLE dst") == 0
     after = await made.look()
     assert after.intact, after.problems
-    assert still_holds(seen.evidence, after.evidence)
+    assert still_holds(after.evidence, (await made.look()).evidence)
     database.sql("TRUNCATE src_us")
     assert differing(database, "TABLE src", "TABLE dst") > 0  # which no trigger has seen …
-    assert not still_holds(seen.evidence, (await made.look()).evidence)  # … and the evidence tells
+    assert not still_holds(after.evidence, (await made.look()).evidence)  # … and the evidence tells
     database.sql("ALTER TABLE src_cn DISABLE TRIGGER ALL")
     assert any("src_cn is disabled" in problem for problem in (await made.look()).problems)
     await made.remove()
@@ -509,6 +568,42 @@ async def test_detaching_a_partition_ends_the_evidence(database: FreshDatabase, 
     after = await made.look()
     assert after.intact
     assert not still_holds(before, after.evidence)
+    assert same_triggers(before, after.evidence)  # whether its rows agree is the verification's business
+
+
+COMES = {
+    "attached": "CREATE TABLE new (id int PRIMARY KEY); INSERT INTO new VALUES (20);"
+    " ALTER TABLE src ATTACH PARTITION new FOR VALUES FROM (20) TO (30)",
+    "attached and truncated": "CREATE TABLE new (id int PRIMARY KEY); INSERT INTO new VALUES (20);"
+    " ALTER TABLE src ATTACH PARTITION new FOR VALUES FROM (20) TO (30); TRUNCATE new",
+    "created": "CREATE TABLE new PARTITION OF src FOR VALUES FROM (20) TO (30)",
+    "a branch whose leaf is gone again": "CREATE TABLE new PARTITION OF src FOR VALUES FROM (20) TO (30)"
+    " PARTITION BY RANGE (id); CREATE TABLE leaf (id int PRIMARY KEY); INSERT INTO leaf VALUES (20);"
+    " ALTER TABLE new ATTACH PARTITION leaf DEFAULT; DROP TABLE leaf",
+}
+
+
+@pytest.mark.parametrize("how", COMES)
+async def test_a_partition_that_came_since_ends_the_evidence_of_the_sweep_and_not_that_of_the_gate(
+    database: FreshDatabase, dual: Made, how: str
+) -> None:
+    database.sql(
+        "CREATE TABLE src (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+        "CREATE TABLE one PARTITION OF src FOR VALUES FROM (0) TO (10); CREATE TABLE dst (id int PRIMARY KEY)"
+    )
+    made = await dual(into(database, "src", database, "dst"))
+    await made.install()
+    before = (await made.look()).evidence
+    database.sql(COMES[how])
+    after = await made.look()
+    assert after.intact, after.problems
+    assert not still_holds(before, after.evidence)
+    assert same_triggers(before, after.evidence)
+    assert same_triggers(json.loads(json.dumps(before)), after.evidence)  # as the ledger keeps it
+    assert not same_triggers(before, None)
+    assert not same_triggers({}, after.evidence)
+    database.sql(f"ALTER TABLE src DISABLE TRIGGER {text.trigger_names('job')[0]}")
+    assert not same_triggers(before, (await made.look()).evidence)
 
 
 async def test_a_session_that_saw_the_table_small_does_not_scan_it_when_it_is_large(shop: Dual) -> None:
@@ -606,6 +701,38 @@ async def test_in_place_ours_fires_after_the_others_and_for_replicated_rows(
     await made.install()
     database.sql("INSERT INTO src VALUES (1, 1); SET session_replication_role = replica; INSERT INTO src VALUES (2, 2)")
     assert database.sql("TABLE src ORDER BY id") == "1|10|20\n2|2|4"
+
+
+@on_each_major
+async def test_what_another_job_writes_into_the_table_is_filled_too(database: FreshDatabase, dual: Made) -> None:
+    """Two jobs in a chain: one copies into the table that the other one's trigger fills."""
+    database.sql(
+        "CREATE TABLE first (id int PRIMARY KEY, n int); CREATE TABLE src (id int PRIMARY KEY, n int, doubled int);"
+        "INSERT INTO first SELECT g, g FROM generate_series(1, 500) g; ANALYZE first"
+    )
+    filling = await dual(in_place(database, "src", {"doubled": "n * 2"}, name="fill"))
+    await filling.install()
+    await run_to_done(filling.prepared.spec)
+    copying = {"columns": {"id": "id", "n": "n"}, "accept": ["TRIGGERS_ON_TARGET"]}
+    await run_to_done(into(database, "first", database, "src", name="fill-2", **copying))
+    assert differing(database, "SELECT id, n, n * 2 FROM first", "TABLE src") == 0
+
+
+@pytest.mark.parametrize("name", ["fill_1", "f" * 63], ids=["short", "cut"])
+async def test_in_place_only_the_jobs_own_sessions_are_passed_over(
+    database: FreshDatabase, dual: Made, name: str
+) -> None:
+    database.sql("CREATE TABLE src (id int PRIMARY KEY, n int, doubled int)")
+    made = await dual(in_place(database, "src", {"doubled": "n * 2"}, name=name))
+    await made.install()
+    seen = await made.look()
+    assert seen.intact, seen.problems
+    others = ["psql", f"backfill/{name}x/w1", "backfill/fillx1/w1", "backfill/w1", f"backfill/{name[:-1]}/w1", ""]
+    for n, application in enumerate([*others, application_name(name, "w1")]):
+        database.sql(f"SET application_name = '{application}'; INSERT INTO src VALUES ({n}, {n + 1})")
+    unfilled = database.sql("SELECT id FROM src WHERE doubled IS NULL").split()
+    # Of a name that is cut nobody can tell whose it is: rather compute what the job's chunk has computed already.
+    assert unfilled == ([str(len(others))] if len(name) < 50 else [])
 
 
 @pytest.mark.parametrize(
@@ -723,10 +850,12 @@ async def test_tampering_shows_ends_the_evidence_and_is_mended(shop: Dual, how: 
     assert not after.intact
     assert any(problem in one for one in after.problems), after.problems
     assert not still_holds(before.evidence, after.evidence)
+    assert not same_triggers(before.evidence, after.evidence)
     assert (await shop.install()).changed
     mended = await shop.look()
     assert mended.intact, mended.problems
     assert not still_holds(before.evidence, mended.evidence)
+    assert not same_triggers(before.evidence, mended.evidence)
     shop.database.sql(f"INSERT INTO dst {MAPPED}; UPDATE src SET n = 5; DELETE FROM src WHERE id = 1")
     assert differing(shop.database, MAPPED, "TABLE dst") == 0
 
@@ -769,6 +898,56 @@ async def test_two_jobs_on_one_table_have_triggers_of_their_own(shop: Dual, dual
     assert (await other.look()).intact
     database.sql("DELETE FROM src WHERE id = 1")
     assert differing(database, "SELECT id, n FROM src", "TABLE dst2") == 0
+
+
+async def test_a_second_jobs_triggers_into_the_same_target_are_refused(shop: Dual, dual: Made) -> None:
+    database = shop.database
+    database.sql("CREATE TABLE other (id int PRIMARY KEY, n int, note text)")
+    by_where = await dual(spec_of(database, name="job-2", where="n > 15"))
+    from_elsewhere = into(database, "other", database, "dst", name="job-3", columns={"id": "id", "doubled": "n"})
+    for second in (by_where, await dual(from_elsewhere)):
+        for change in (second.install, second.script):
+            with pytest.raises(UsageError, match=r"triggers of job write public\.dst already") as caught:
+                await change()
+            assert "backfill dualwrite job --remove" in caught.value.hint
+        assert not (await second.look()).installed
+    assert (await shop.look()).intact
+    await shop.remove()
+    assert (await by_where.install()).changed
+    with pytest.raises(UsageError, match="triggers of job-2 write"):
+        await shop.install()
+
+
+async def test_a_function_that_no_trigger_calls_any_more_is_in_nobodys_way(shop: Dual, dual: Made) -> None:
+    database = shop.database
+    database.sql("DROP TABLE src; CREATE TABLE src (id int PRIMARY KEY, n int, note text)")
+    assert (await (await dual(spec_of(database, name="job-2"))).install()).changed
+
+
+async def test_a_target_and_its_partition_are_one_target(database: FreshDatabase, dual: Made) -> None:
+    database.sql(
+        "CREATE TABLE src (id int PRIMARY KEY); CREATE TABLE dst (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+        "CREATE TABLE part PARTITION OF dst FOR VALUES FROM (0) TO (10)"
+    )
+    whole = await dual(into(database, "src", database, "dst", name="whole"))
+    part = await dual(into(database, "src", database, "part", name="part", where="id < 10"))
+    for first, second in ((whole, part), (part, whole)):
+        await first.install()
+        with pytest.raises(UsageError, match=f"triggers of {first.prepared.spec.name} write"):
+            await second.install()
+        await first.remove()
+
+
+async def test_of_two_jobs_that_install_at_once_into_one_target_one_is_refused(shop: Dual, dual: Made) -> None:
+    database = shop.database
+    await shop.remove()
+    jobs = []
+    for n in range(4):
+        database.sql(f"CREATE TABLE src{n} (id int PRIMARY KEY, n int, note text)")
+        jobs.append(await dual(into(database, f"src{n}", database, "dst", name=f"job-{n}", columns={"id": "id"})))
+    outcomes = await asyncio.gather(*(job.install(20.0) for job in jobs), return_exceptions=True)
+    assert sum(isinstance(one, dual_write_change.Outcome) for one in outcomes) == 1, outcomes
+    assert sum(isinstance(one, UsageError) for one in outcomes) == 3, outcomes
 
 
 # -- beside others ----------------------------------------------------------------------------------------------------

@@ -195,6 +195,78 @@ async def test_a_mismatch_and_a_repair_of_it_want_another_verification(ready: Ho
     assert (await ready.gate()).ready
 
 
+async def test_the_remedy_for_extra_rows_does_not_delete_unasked(ready: House) -> None:
+    ready.target.sql("INSERT INTO dst VALUES (9000, 1, 'x')")
+    await ready.verify()
+    check = await ready.only("verified")
+    assert check.remedy.startswith("backfill verify job --repair (--delete-extra, if ")
+    await ready.verify(repair=True)
+    assert (await ready.only("verified")).remedy == check.remedy
+    assert ready.target.sql("SELECT count(*) FROM dst WHERE id = 9000").strip() == "1"
+    await ready.verify(repair=True, delete_extra=True)
+    await ready.verify()
+    assert (await ready.gate()).ready
+
+
+REWRITTEN = {
+    "emptied": "TRUNCATE dst",
+    "emptied and filled again": "CREATE TABLE kept AS TABLE dst; TRUNCATE dst; INSERT INTO dst TABLE kept; DROP TABLE kept",
+    "rewritten": "VACUUM FULL dst",
+}
+
+
+@pytest.mark.parametrize("where", ["one", "two"])
+@pytest.mark.parametrize("how", REWRITTEN)
+async def test_a_target_whose_file_is_another_since_it_was_verified(
+    databases: TwoDatabases, how: str, where: str
+) -> None:
+    house = one(databases.source, verify=Verify.AFTER) if where == "one" else two(databases, verify=Verify.AFTER)
+    if where == "one":
+        await house.install()
+    await house.run()
+    assert (await house.gate()).ready
+    house.target.sql(REWRITTEN[how])
+    check = await house.only("verified")
+    assert "public.dst" in check.detail
+    assert check.remedy == "backfill verify job"
+    await house.verify()
+    assert (await house.gate()).ready is (how != "emptied")
+
+
+async def test_a_target_that_is_emptied_while_it_is_verified(ready: House) -> None:
+    """What was compared before that agreed."""
+    ready.target.sql("UPDATE dst SET n = -1 WHERE id = 1")
+    run = LocalVerification(ready.spec, settle_s=2)
+    task = asyncio.create_task(run.run())
+    while ready.target.sql("SELECT phase FROM backfill.job").strip() != "confirm":
+        await asyncio.sleep(0.02)
+    ready.target.sql("TRUNCATE dst; INSERT INTO dst TABLE src LIMIT 1")
+    await task
+    assert ready.target.sql("SELECT outcome FROM backfill.verification ORDER BY id DESC LIMIT 1").strip() == "passed"
+    assert "emptied" in (await ready.only("verified")).detail
+
+
+PARTITIONED = """
+CREATE TABLE {0} (id int PRIMARY KEY, n int, note text) PARTITION BY RANGE (id);
+CREATE TABLE {0}_old PARTITION OF {0} FOR VALUES FROM (-100) TO (0);
+CREATE TABLE {0}_now PARTITION OF {0} FOR VALUES FROM (0) TO (1000);
+"""
+
+
+@on_each_major
+async def test_one_partition_of_the_target_is_emptied_and_another_comes(database: FreshDatabase) -> None:
+    database.sql(SOURCE + PARTITIONED.format("dst"))
+    house = House(database, database, into(database, "src", database, "dst", chunk=CHUNK, verify=Verify.AFTER))
+    await house.install()
+    await house.run()
+    database.sql("CREATE TABLE dst_new PARTITION OF dst FOR VALUES FROM (1000) TO (2000)")
+    assert (await house.gate()).ready
+    database.sql("TRUNCATE dst_now")
+    detail = (await house.only("verified")).detail
+    assert "dst_now" in detail
+    assert "dst_old" not in detail
+
+
 # -- schema -----------------------------------------------------------------------------------------------------------
 
 CHANGES = {
@@ -217,7 +289,10 @@ async def test_a_schema_that_has_changed(databases: TwoDatabases, change: str) -
     await house.run()
     sql, table, what = CHANGES[change]
     (house.source if table == "src" else house.target).sql(sql)
-    check = await house.only("schema")
+    wrong = {check.name: check for check in (await house.gate()).checks if not check.ok}
+    # A column of another type has its table written anew, too.
+    assert set(wrong) == {"schema"} | ({"verified"} if change.startswith("type") else set())
+    check = wrong["schema"]
     assert what in check.detail, check.detail
     assert table in check.detail, check.detail
 
@@ -274,6 +349,25 @@ async def test_a_function_that_was_replaced(ready: House) -> None:
     )
     check = await ready.only("dual_write")
     assert "function" in check.detail
+
+
+@on_each_major
+async def test_an_old_partition_of_the_source_that_goes_closes_no_gate(database: FreshDatabase) -> None:
+    database.sql(
+        PARTITIONED.format("src")
+        + "INSERT INTO src SELECT g, g, 'x' FROM generate_series(1, 500) g; ANALYZE src;"
+        + TARGET
+    )
+    house = House(database, database, into(database, "src", database, "dst", chunk=CHUNK))
+    await house.install()
+    await house.run()
+    database.sql("DROP TABLE src_old")
+    await house.verify()
+    assert (await house.gate()).ready
+    database.sql("CREATE TABLE src_next PARTITION OF src FOR VALUES FROM (1000) TO (2000); VACUUM FULL src_now")
+    assert (await house.gate()).ready
+    database.sql(f'ALTER TABLE src_now DISABLE TRIGGER "{house.triggers[0]}"')
+    assert (await house.only("dual_write")).detail
 
 
 # -- quarantine -------------------------------------------------------------------------------------------------------

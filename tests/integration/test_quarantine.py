@@ -659,6 +659,33 @@ async def test_what_somebody_else_wrote_meanwhile_is_not_taken_out(databases: Tw
     assert stage.target.sql("SELECT count(*) FROM dst WHERE id = 100") == "1"
 
 
+async def test_a_retry_that_waits_for_the_application_keeps_nobody_from_the_ledger(databases: TwoDatabases) -> None:
+    """Nor from the job's row: whoever looks after the job needs it, and stands behind the application else."""
+    stage = Stage(Mode.INSERT, databases, 500, [100])
+    await run_to_done(stage.spec())
+    stage.mend([100])
+    older, holder = await stage.source.connect(), await stage.target.connect()
+    await older.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM src")
+    said: list[str] = []
+    retrying = asyncio.create_task(Retry(await prepare(stage.spec()), say=said.append).run())
+    async with asyncio.timeout(SLOT_S):
+        while not said:
+            await asyncio.sleep(0.01)
+    await older.execute("DELETE FROM src WHERE id = 100")
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    # Who begins now did not see the row's writer running: nobody waits for him but for his lock.
+    await holder.execute("BEGIN; SELECT FROM dst WHERE id = 100 FOR UPDATE")
+    before = stage.target.sql("SELECT moved_at FROM backfill.job")
+    await older.execute("COMMIT")
+    async with asyncio.timeout(SLOT_S):
+        while stage.target.sql(waiting) == "0":
+            await asyncio.sleep(0.01)
+    stage.target.sql("SELECT FROM backfill.job FOR NO KEY UPDATE NOWAIT")
+    await holder.execute("COMMIT")
+    assert (await retrying).taken_back == 1
+    assert stage.target.sql("SELECT moved_at FROM backfill.job") > before, "it wrote to the job's tables"
+
+
 async def test_types_that_travel_as_text_are_tried_again_too(databases: TwoDatabases) -> None:
     databases.source.sql(
         "CREATE TYPE mood AS ENUM ('sad', 'Happy one'); CREATE TABLE src (id numeric PRIMARY KEY, m mood, j json, v text);"

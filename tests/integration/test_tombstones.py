@@ -148,6 +148,48 @@ async def test_a_row_that_leaves_the_where_is_taken_out_like_one_that_is_deleted
     assert differing(tables, "SELECT * FROM src WHERE kept", "SELECT * FROM dst") == 0
 
 
+async def test_a_row_that_is_deleted_with_what_its_where_reads_is_taken_out(database: FreshDatabase) -> None:
+    """ON DELETE CASCADE: when our trigger fires, the row that ``where`` looked at is gone, too."""
+    database.sql(
+        "CREATE TABLE customer (id int PRIMARY KEY, pro boolean NOT NULL); GRANT SELECT ON customer TO PUBLIC;"
+        "INSERT INTO customer SELECT g, true FROM generate_series(1, 20) g;"
+        "CREATE TABLE src (id bigint PRIMARY KEY, c int NOT NULL REFERENCES customer ON DELETE CASCADE);"
+        "CREATE INDEX ON src (c); CREATE TABLE dst (id bigint PRIMARY KEY, c int NOT NULL);"
+        f"INSERT INTO src SELECT g, g % 20 + 1 FROM generate_series(1, {ROWS}) g; ANALYZE src"
+    )
+    spec = job(database, where="EXISTS (SELECT FROM public.customer k WHERE k.id = src.c AND k.pro)")
+    await put_triggers(spec)
+    running = await start(spec)
+    await running.until(lambda: int(database.sql("SELECT count(*) FROM dst")) > 500)
+    database.sql("DELETE FROM customer WHERE id = 7")
+    await running.done()
+    assert swept(database)[0] == "tombstones"
+    assert differing(database, "SELECT * FROM src", "SELECT * FROM dst") == 0
+
+
+async def test_a_partition_that_was_attached_copied_and_truncated_leaves_nothing(database: FreshDatabase) -> None:
+    database.sql(
+        "CREATE TABLE src (id bigint PRIMARY KEY, n int NOT NULL) PARTITION BY RANGE (id);"
+        "CREATE TABLE src1 PARTITION OF src FOR VALUES FROM (0) TO (3000);"
+        "CREATE TABLE src3 PARTITION OF src FOR VALUES FROM (5000) TO (9000);"
+        "CREATE TABLE src2 (id bigint PRIMARY KEY, n int NOT NULL);"
+        "CREATE TABLE dst (id bigint PRIMARY KEY, n int NOT NULL);"
+        "INSERT INTO src SELECT g, g FROM generate_series(1, 1500) g;"
+        "INSERT INTO src2 SELECT g, g FROM generate_series(3001, 3200) g;"
+        "INSERT INTO src SELECT g, g FROM generate_series(6000, 8000) g; ANALYZE src"
+    )
+    spec = job(database)
+    await put_triggers(spec)
+    running = await start(spec)
+    await running.until(lambda: int(database.sql("SELECT count(*) FROM dst")) > 50)
+    database.sql("ALTER TABLE src ATTACH PARTITION src2 FOR VALUES FROM (3000) TO (5000)")
+    await running.until(lambda: int(database.sql("SELECT count(*) FROM dst WHERE id BETWEEN 3000 AND 4000")) == 200)
+    database.sql("TRUNCATE src2")
+    await running.done()
+    assert swept(database)[0] == "keys"
+    assert differing(database, "SELECT * FROM src", "SELECT * FROM dst") == 0
+
+
 async def test_the_same_holds_without_our_triggers(tables: FreshDatabase) -> None:
     """The application's dual-write does not know of ``where``: the sweep looks at every key, under it."""
     spec = job(tables, where="kept")

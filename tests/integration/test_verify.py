@@ -108,12 +108,56 @@ async def test_every_planted_difference_is_found_and_repaired(pair: tuple[FreshD
         "30000": ("extra", ()),
     }
     assert seen.columns == {"n": 1, "note": 1, "ratio": 2, "at": 1, "meta": 1}
-    mended, _, events = await verify(spec, repair=True)
+    mended, _, events = await verify(spec, repair=True, delete_extra=True)
     assert (mended.verified, found(mended), mended.repaired) == (True, (6, 2, 1, 0), 9)
     assert Phase.RECHECK in [e.phase for e in events if isinstance(e, PhaseChanged)]
     again, _, _ = await verify(spec)
     assert (again.verified, found(again), again.suspects) == (True, (0, 0, 0, 0), 0)
     assert rows_of(source, "SELECT * FROM src") == rows_of(target, "SELECT * FROM dst")
+
+
+@on_each_major
+async def test_a_repair_leaves_rows_that_only_the_target_holds(pair: tuple[FreshDatabase, FreshDatabase]) -> None:
+    """They may be another job's: here, the other half of the same table."""
+    source, target = pair
+    even, odd = (job(pair, name=f"n{n}", where=f"id % 2 = {n}", accept=["TARGET_HAS_ROWS"]) for n in (0, 1))
+    await run_to_done(even)
+    await run_to_done(odd)
+    target.sql("UPDATE dst SET n = -1 WHERE id = 2; DELETE FROM dst WHERE id = 4")
+    seen, ran, _ = await verify(even, repair=True, show=20_000)
+    assert (seen.verified, found(seen), seen.repaired) == (False, (1, 1, ROWS // 2, 0), 2)
+    assert {d.state for d in ran.differences if d.kind == "extra"} == {"confirmed"}
+    assert rows_of(source, "SELECT * FROM src") == rows_of(target, "SELECT * FROM dst")
+    moved = "SELECT moved_at FROM backfill.job WHERE name = 'n0'"
+    before = target.sql(moved)
+    assert (await verify(even, repair=True))[0].repaired == 0
+    assert target.sql(moved) == before, "where nothing may be repaired, nothing was written"
+
+
+async def test_whether_extra_rows_are_deleted_is_decided_by_who_began(
+    pair: tuple[FreshDatabase, FreshDatabase],
+) -> None:
+    """Whoever joins, or goes on, reads it in the ledger."""
+    spec = job(pair)
+    await run_to_done(spec)
+    pair[1].sql(PLANTED["extra"])
+    began = LocalVerification(await limited(spec), settle_s=20, repair=True, delete_extra=True)
+    task = asyncio.create_task(began.run())
+    await until(lambda: pair[1].sql("SELECT phase FROM backfill.job").strip() == "confirm")
+    assert began.supervisor is not None
+    began.supervisor.abort()
+    await task
+    pair[1].sql("UPDATE backfill.verification SET settle_s = 0.1")
+    joined, _, _ = await verify(spec)
+    assert (joined.verified, joined.delete_extra, found(joined), joined.repaired) == (True, True, (0, 0, 1, 0), 1)
+    assert pair[1].sql("SELECT count(*) FROM dst").strip() == str(ROWS)
+
+
+async def test_deleting_extra_rows_is_a_part_of_a_repair(pair: tuple[FreshDatabase, FreshDatabase]) -> None:
+    spec = job(pair)
+    await run_to_done(spec)
+    with pytest.raises(UsageError, match="--repair"):
+        await LocalVerification(await limited(spec), delete_extra=True).run()
 
 
 async def test_verify_after_is_part_of_the_job(pair: tuple[FreshDatabase, FreshDatabase]) -> None:
@@ -252,7 +296,7 @@ async def test_a_target_that_sorts_differently(tls_server: TlsServer, make_datab
     assert found(seen) == (1, 1, 1, 0)
     assert {d.key[0]: d.kind for d in ran.differences} == {"B7": "changed", "a8": "missing", "zz": "extra"}
     assert Phase.EXTRA in [e.phase for e in events if isinstance(e, PhaseChanged)]
-    assert (await verify(spec, repair=True))[0].repaired == 3
+    assert (await verify(spec, repair=True, delete_extra=True))[0].repaired == 3
     assert (await verify(spec))[0].verified is True
 
 

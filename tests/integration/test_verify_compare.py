@@ -149,12 +149,14 @@ async def differences(comparer: Comparer, to: KeyValue, after: KeyValue | None =
     return {look.key: look for look in looks if look.kind is not None}
 
 
-async def mended(comparer: Comparer | InPlaceComparer, looks: Sequence[Look]) -> list[bool]:
+async def mended(
+    comparer: Comparer | InPlaceComparer, looks: Sequence[Look], *, delete_extra: bool = True
+) -> list[bool]:
     """Repair in a transaction of its own, as the mover does in one with its fence."""
     here = comparer.target if isinstance(comparer, Comparer) else comparer.connection
     await here.execute("BEGIN")
     try:
-        written = await comparer.repair(looks)
+        written = await comparer.repair(looks, delete_extra=delete_extra)
         await here.execute("COMMIT")
     except BaseException:
         await here.roll_back()
@@ -499,6 +501,32 @@ async def test_what_is_repaired_is_equal_afterwards_whatever_its_types(pair):
         assert await mended(comparer, list(found.values())) == [True] * len(found)
         assert await differences(comparer, to) == {}
         assert (await comparer.digests(None, to)).equal
+
+
+async def test_nothing_is_deleted_that_nobody_asked_to_be_deleted(pair):
+    source, target = pair
+    both(pair, "id int PRIMARY KEY, n int", "SELECT g, g FROM generate_series(1, 5) g")
+    target.sql("UPDATE dst SET id = -1 WHERE id = 1; UPDATE dst SET n = 0 WHERE id = 2")
+    async with comparing(source, target) as comparer:
+        looks = await comparer.look([("-1",), ("1",), ("2",)])
+        assert [look.kind for look in looks] == ["extra", "missing", "changed"]
+        assert await mended(comparer, looks, delete_extra=False) == [False, True, True]
+        assert set(await differences(comparer, ("5",))) == {("-1",)}
+
+
+async def test_a_row_whose_key_the_target_changes_is_not_left_there(pair):
+    source, target = pair
+    both(pair, "id int PRIMARY KEY, n int", "SELECT g, g FROM generate_series(1, 20) g")
+    target.sql(
+        "DELETE FROM dst WHERE id IN (3, 7, 8);"
+        "CREATE FUNCTION moved() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.id := NEW.id + 1000; RETURN NEW; END';"
+        "CREATE TRIGGER moved BEFORE INSERT ON dst FOR EACH ROW WHEN (NEW.n = 7) EXECUTE FUNCTION moved()"
+    )
+    async with comparing(source, target, accept=["TRIGGERS_ON_TARGET"]) as comparer:
+        looks = await comparer.look([(str(n),) for n in (3, 7, 8)])
+        assert await mended(comparer, looks) == [True, False, True]
+        assert set(await differences(comparer, ("20",))) == {("7",)}
+    assert target.sql("SELECT count(*) FROM dst WHERE id > 20") == "0"
 
 
 async def test_a_row_that_the_target_refuses_keeps_no_other_from_being_mended(pair):

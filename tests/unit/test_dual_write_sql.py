@@ -60,6 +60,8 @@ def test_the_job_is_found_by_the_comment_on_its_function() -> None:
     statements = dual_write.create_function(mirror("a.b", SOURCE, TARGET).functions[0], "a.b", None)
     comment = next(s for s in statements if s.startswith("COMMENT"))
     assert dual_write.job_of_comment(comment.partition(" IS ")[2].strip("'")) == "a.b"
+    assert dual_write.target_of_comment(comment.partition(" IS ")[2].strip("'")) == '"public"."orders_v2"'
+    assert dual_write.target_of_comment("dual-write of backfill job a.b") is None
     assert dual_write.job_of_comment("somebody else's") is None
     assert dual_write.job_of_comment(None) is None
 
@@ -165,7 +167,7 @@ def test_in_place_what_may_be_computed_once_waits_for_a_row_that_is_not_done() -
 def test_in_place_our_own_sessions_are_passed_over() -> None:
     (trigger,) = fill("job", SOURCE, {"a": "b"}, "a IS NOT NULL").triggers
     assert (
-        "WHEN (current_setting('application_name') NOT LIKE 'backfill/%')"
+        "WHEN (NOT pg_catalog.starts_with(pg_catalog.current_setting('application_name'), 'backfill/job/'))"
         in dual_write.create_trigger(trigger, SOURCE.table)[0]
     )
 

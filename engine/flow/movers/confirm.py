@@ -3,8 +3,9 @@
 A difference counts only if both rows are the same versions at two looks, a while apart, still differ, and everybody has
 ended who had written something by the first of the two: he may have been between his commits.  Rows that agree at any
 look are all right, and rows that change at every look are reported as unsettled.  A repair replaces what
-was looked at and nothing else (compare and swap on both rows); what it did is recorded in the same transaction, and
-looked at once more in a phase of its own, because repaired is not verified.
+was looked at and nothing else (compare and swap on both rows), and deletes nothing that only the target holds unless
+that was asked for, too; what it did is recorded in the same transaction, and looked at once more in a phase of its own,
+because repaired is not verified.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class ConfirmMover(BothSides):
         self._comparer: AnyComparer | None = None
         self._settle_s = SETTLE_S
         self._repairs = False
+        self._deletes_extra = False
 
     async def open(self) -> None:
         """Connect, and read how the verification was asked for."""
@@ -69,6 +71,7 @@ class ConfirmMover(BothSides):
         asked = await Ledger(self.connection).verification(self._verification)
         self._settle_s = asked.settle_s
         self._repairs = asked.repair and self._phase is Phase.CONFIRM
+        self._deletes_extra = self._repairs and asked.delete_extra
 
     async def move(self, span: Span, bound: Bound) -> Observation:
         """One chunk: look again, repair if that was asked for, record, advance."""
@@ -132,8 +135,8 @@ class ConfirmMover(BothSides):
         touched = ""
         await here.execute("BEGIN")
         try:
-            if self._repairs and differing:
-                judged = await self._mend(judged, differing)
+            if wanted := self._to_be_repaired(differing):
+                judged = await self._mend(judged, wanted)
                 touched = TOUCHED.format(job=self._job_id)
             if judged:
                 await Ledger(here).judge(judged)
@@ -158,9 +161,18 @@ class ConfirmMover(BothSides):
         finally:
             await self._comparer.release()
 
-    async def _mend(self, judged: list[Judged], differing: dict[int, Look]) -> list[Judged]:
+    def _to_be_repaired(self, differing: dict[int, Look]) -> dict[int, Look]:
+        """A row that only the target holds may be another job's, or older than the job: it goes only if that was asked
+        for.
+        """
+        if not self._repairs:
+            return {}
+        return {n: look for n, look in differing.items() if self._deletes_extra or look.kind != "extra"}
+
+    async def _mend(self, judged: list[Judged], wanted: dict[int, Look]) -> list[Judged]:
         """Repair what differs, in the transaction that is open; what became of each row."""
         assert self._comparer is not None
-        written = dict(zip(differing, await self._comparer.repair(list(differing.values())), strict=True))
+        done = await self._comparer.repair(list(wanted.values()), delete_extra=self._deletes_extra)
+        written = dict(zip(wanted, done, strict=True))
         # One that was not written has been changed by somebody else in between, or cannot be: to be looked at again.
-        return [replace(j, state=REPAIRED if written[j.id] else UNSETTLED) if j.id in differing else j for j in judged]
+        return [replace(j, state=REPAIRED if written[j.id] else UNSETTLED) if j.id in wanted else j for j in judged]

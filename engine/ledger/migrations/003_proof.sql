@@ -11,7 +11,8 @@ ALTER TABLE backfill.job
     ADD COLUMN sweep_by text CHECK (sweep_by IN ('keys', 'tombstones')), -- null: not decided yet
     ADD COLUMN target_mark jsonb, -- system, timeline and start of the target's server when the job was created
     ADD COLUMN moved_at timestamptz, -- the last time the job wrote to its tables: end of the move, a repair, a retried row
-    ADD COLUMN verification_id bigint; -- the verification that runs, or the last one
+    ADD COLUMN verification_id bigint, -- the verification that runs, or the last one
+    ADD COLUMN quarantined bigint NOT NULL DEFAULT 0; -- rows of it in backfill.quarantine
 
 ALTER TABLE backfill.span DROP CONSTRAINT span_phase_check;
 ALTER TABLE backfill.span ADD CONSTRAINT span_phase_check
@@ -32,6 +33,7 @@ CREATE TABLE backfill.verification (
     id          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     job_id      bigint      NOT NULL REFERENCES backfill.job (id) ON DELETE CASCADE,
     repair      boolean     NOT NULL,
+    delete_extra boolean    NOT NULL DEFAULT false, -- a repair may delete rows that only the target holds
     settle_s    double precision NOT NULL CHECK (settle_s >= 0), -- between the two looks at a row that seems to differ
     who         text        NOT NULL DEFAULT session_user || ' (' || coalesce(nullif(current_setting('application_name'), ''), 'unnamed client') || ')',
     started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -78,6 +80,39 @@ CREATE TABLE backfill.quarantine (
     last_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     UNIQUE (job_id, key)
 );
+
+-- How many there are is asked at every status: counted where they come and go.
+CREATE FUNCTION backfill.count_quarantined() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        UPDATE backfill.job SET quarantined = quarantined + 1 WHERE id = NEW.job_id;
+    ELSE
+        UPDATE backfill.job SET quarantined = quarantined - 1 WHERE id = OLD.job_id;
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER count_quarantined AFTER INSERT OR DELETE ON backfill.quarantine
+    FOR EACH ROW EXECUTE FUNCTION backfill.count_quarantined();
+
+-- A process of an older release plans the sweep before its barrier and would take one without spans for finished.
+CREATE FUNCTION backfill.sweep_is_planned() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF OLD.barrier_snapshot IS NOT NULL AND NEW.barrier_snapshot IS NULL AND NEW.phase = 'sweep'
+       AND OLD.phase = 'sweep' AND NEW.sweep_by IS NULL THEN
+        RAISE EXCEPTION 'a process of an older release works on this job: end it' USING ERRCODE = 'BF003';
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER sweep_is_planned BEFORE UPDATE OF barrier_snapshot ON backfill.job
+    FOR EACH ROW EXECUTE FUNCTION backfill.sweep_is_planned();
 
 -- Whoever may run jobs in a ledger that is upgraded may prove them, too.
 DO $$
@@ -137,7 +172,7 @@ BEGIN
     ON CONFLICT (job_id, key) DO UPDATE
        SET error_class = excluded.error_class, sqlstate = excluded.sqlstate,
            attempts = quarantine.attempts + 1, last_at = clock_timestamp();
-    SELECT count(*) INTO there FROM backfill.quarantine WHERE job_id = p_job;
+    SELECT quarantined INTO there FROM backfill.job WHERE id = p_job;
     IF there > p_allowed THEN
         RAISE EXCEPTION 'more rows are bad than errors.max_quarantined allows' USING ERRCODE = 'BF002';
     END IF;
@@ -177,6 +212,7 @@ AS $$
 DECLARE
     now_state text;
 BEGIN
+    PERFORM FROM backfill.job j WHERE j.name = cancel.job FOR NO KEY UPDATE; -- first, like everybody
     UPDATE backfill.verification v SET outcome = 'cancelled', finished_at = clock_timestamp()
       FROM backfill.job j
      WHERE j.name = cancel.job AND j.phase IN ('verify', 'extra', 'confirm', 'recheck')
@@ -254,7 +290,7 @@ SELECT j.name AS job,
        p.is_valid AS pace_valid, -- null: nothing was published yet
        p.age_s AS pace_age_s,
        j.pace || jsonb_strip_nulls(jsonb_build_object('max_rows_per_s', j.limit_rows_per_s)) AS orders,
-       (SELECT count(*) FROM backfill.quarantine q WHERE q.job_id = j.id) AS quarantined,
+       j.quarantined,
        CASE v.outcome WHEN 'passed' THEN true WHEN 'mismatch' THEN false END AS verified, -- null: nobody knows
        to_jsonb(v) AS verification -- the one that runs, or the last one
   FROM backfill.job j
