@@ -118,7 +118,9 @@ def what_next(status: JobStatus) -> str:
         case JobState.FAILED if status.error_hint:
             return status.error_hint
         case JobState.DONE if status.verified is False and _unequal(status):
-            return f"backfill verify {status.job} --repair mends them"
+            extra = (status.verification or {}).get("extra")
+            also = "; --delete-extra deletes those that only the target holds" if extra else ""
+            return f"backfill verify {status.job} --repair mends them{also}"
         case JobState.DONE if status.verified is False:
             return f"backfill verify {status.job} again, when the rows that never stood still are written less often"
         case JobState.FAILED if status.resumable:

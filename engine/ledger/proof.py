@@ -189,10 +189,6 @@ class Proof(Statements):
             for r in await self._rows("differences", number, limit)
         )
 
-    async def touched(self, job_id: int) -> None:
-        """The job's tables were written after its end: what was proved before says nothing of that."""
-        await self._row("touched", job_id)
-
     async def quarantined(self, job_id: int, limit: int) -> tuple[Quarantined, ...]:
         """Rows that were set aside, oldest first, at most ``limit``."""
         return tuple(
