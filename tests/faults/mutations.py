@@ -27,6 +27,10 @@ CONFORMANCE: Final = "tests/conformance/test_ledger.py"
 ONCE: Final = "tests/faults/test_exactly_once.py"
 CRASHES: Final = "tests/faults/test_crash_points.py"
 FROZEN: Final = "tests/faults/test_frozen.py"
+PROOF: Final = "engine/ledger/migrations/003_proof.sql"
+TOMBSTONES: Final = "tests/integration/test_tombstones.py"
+OVER: Final = "tests/faults/test_verification_over.py"
+VERIFYING: Final = "tests/faults/test_verify_faults.py"
 BARRIER: Final = "tests/faults/test_barrier.py"
 DAMAGE: Final = "tests/faults/test_ledger_damage.py"
 
@@ -116,15 +120,39 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a column called n is taken for the counter of the sweep",
-        "engine/sql/statements.py", "[{width} * listed.n + {i + 1}]", "[{width} * n + {i + 1}]", (BARRIER, "-k", "every_name"),
+        "engine/sql/statements.py", "[{width} * backfill_listed.n + {i + 1}]", "[{width} * n + {i + 1}]",
+        (BARRIER, "-k", "every_name"),
     ),
     Mutation(
         "spans are not seen to tile the key space",
-        "engine/flow/opening.py", "            await _check_tiling(spans, connection, key)", "            pass", (DAMAGE,),
+        "engine/flow/opening.py", "await _check_tiling(spans, of_side(sides, through.side), through.key)", "pass", (DAMAGE,),
     ),
     Mutation(
         "the end of the key space is not looked at",
         "engine/flow/opening.py", "_chained(spans)[-1].hi != end", "False", (DAMAGE, "-k", "damaged"),
+    ),
+    Mutation(
+        "the triggers bury nothing",
+        PROOF, "    INSERT INTO backfill.tombstone (job, key) VALUES (p_job, p_key);", "    NULL;", (TOMBSTONES,),
+    ),
+    Mutation(
+        "triggers that blinked count as if they had been there all the while",
+        "engine/flow/phases.py", "and dual_write.still_holds(job.dual_write, now.evidence)", "and True", (TOMBSTONES,),
+    ),
+    Mutation(
+        "one look is enough for a difference",
+        "engine/flow/movers/confirm.py", "elif have_ended and marks.get(suspect.id) == seen:", "elif True:",
+        (VERIFYING, "-k", "between_its_two_commits or restless or changes_at"),
+    ),
+    Mutation(
+        "whoever works on a verification that is over is not fenced",
+        QUERIES, "THEN $9::bigint ELSE -1 END", "THEN $9::bigint ELSE $9 END",
+        (OVER, "-k", "takes_nothing"),
+    ),
+    Mutation(
+        "a phase counts as finished before it was planned",
+        "engine/ledger/proof.py", 'or state["phase"] != last or state["is_waiting"]:', 'or state["phase"] != last:',
+        (OVER, "-k", "nobody"),
     ),
 )  # fmt: skip
 

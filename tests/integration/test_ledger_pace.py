@@ -17,7 +17,7 @@ from engine.ledger import Ledger, PaceOrders, SignalOrder
 from engine.ledger.orders import ALL_ORDERS
 from engine.ledger.queries import migrations
 from engine.ledger.records import Heartbeat
-from engine.model import JobState, Mode, Side, SpanBounds
+from engine.model import JobState, Mode, Phase, Side, SpanBounds
 from tests.support.databases import FreshDatabase, on_each_major
 
 LEASE_S = 15.0
@@ -448,3 +448,12 @@ async def test_an_upgrade_does_not_queue_everybody_behind_a_long_reader(
     await ledger.ensure()
     assert await ledger.installed_version() == migrations()[-1][0]
     await ledger.connection.close()
+
+
+async def test_a_process_of_an_older_release_cannot_take_an_unplanned_sweep_for_a_finished_one(desk: Desk) -> None:
+    """It would clear the barrier of a phase without spans, find nothing left to do, and call the job done."""
+    desk.database.sql("UPDATE backfill.job SET phase = 'sweep', barrier_snapshot = '{}'")
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await desk.opened[0].connection.execute("UPDATE backfill.job SET barrier_snapshot = NULL, waits_for = NULL")
+    assert refused.value.sqlstate == "BF003"
+    assert await desk.opened[0].open_phase(desk.job_id, Phase.SWEEP, (), sweep_by="keys")

@@ -9,13 +9,13 @@ import asyncpg
 import pytest
 
 from engine.flow import endpoints_of, inspect
-from engine.flow.dual_write_change import install
+from engine.flow.dual_write_change import install, prepared_for_change
 from engine.model import JobState
 from engine.spec import ChunkLimits, JobSpec
 from engine.spec.pacing import Pace
 from engine.spec.signals import ALL_OFF
 from tests.support.databases import FreshDatabase, on_each_major
-from tests.support.jobs import Running, differing, into, start
+from tests.support.jobs import UNPACED, Running, differing, into, prepare, run_to_done, start
 
 pytestmark = pytest.mark.usefixtures("under_its_rights")
 
@@ -235,3 +235,38 @@ async def test_key_columns_in_another_order_than_the_arbiters(database: FreshDat
     await asyncio.wait_for(running.done(), 30)
     assert swept(database)[0] == "tombstones"
     assert differing(database, 'SELECT "Tenant", id, n FROM src', 'SELECT "Tenant", id, n FROM dst') == 0
+
+
+async def test_what_was_deleted_before_the_job_is_none_of_its_business(database: FreshDatabase) -> None:
+    """Triggers of a job that was planned by another key: its tombstones could not even be read."""
+    database.sql(
+        "CREATE TABLE src (id bigint PRIMARY KEY, name text NOT NULL UNIQUE);"
+        "CREATE TABLE dst (id bigint PRIMARY KEY, name text NOT NULL UNIQUE);"
+        "INSERT INTO src SELECT g, 'n' || g FROM generate_series(1, 2000) g; ANALYZE src"
+    )
+    by_name = job(database, key=["name"], pace=UNPACED)
+    await put_triggers(by_name)
+    database.sql("DELETE FROM src WHERE id < 500")
+    by_id = job(database, pace=UNPACED)
+    prepared = prepared_for_change(await inspect(by_id, endpoints_of(by_id)))
+    session = await prepared.endpoints.source.connect("dualwrite")
+    await install(session, prepared)
+    await session.close()
+    await run_to_done(by_id)
+    assert swept(database) == ("tombstones", 0, 0)
+
+
+async def test_another_job_that_writes_the_source_is_waited_for(tables: FreshDatabase) -> None:
+    """Jobs in a chain: what one sweeps out of a table, the other reads from it."""
+    spec = job(tables)
+    await put_triggers(spec)
+    running = await start(spec)
+    await running.until(lambda: tables.sql("SELECT count(*) FROM dst").strip() != "0")
+    other = await tables.connect()
+    await other.execute("SET application_name = 'backfill/other/w1'")
+    await other.execute("BEGIN")
+    await other.execute(f"DELETE FROM src WHERE id = {ROWS}")
+    await running.until(lambda: (tables.sql("SELECT waiting FROM backfill.status") or "").find("backfill/other/w1") > 0)
+    await other.execute("COMMIT")
+    await running.done()
+    assert differing(tables, "SELECT * FROM src", "SELECT * FROM dst") == 0
