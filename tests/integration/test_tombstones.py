@@ -15,7 +15,7 @@ from engine.spec import ChunkLimits, JobSpec
 from engine.spec.pacing import Pace
 from engine.spec.signals import ALL_OFF
 from tests.support.databases import FreshDatabase, on_each_major
-from tests.support.jobs import UNPACED, Running, differing, into, prepare, run_to_done, start
+from tests.support.jobs import UNPACED, Running, differing, into, run_to_done, start
 
 pytestmark = pytest.mark.usefixtures("under_its_rights")
 
