@@ -142,17 +142,17 @@ MUTATIONS: Final = (
     Mutation(
         "one look is enough for a difference",
         "engine/flow/movers/confirm.py", "elif have_ended and marks.get(suspect.id) == seen:", "elif True:",
-        (VERIFYING, "-k", "between_its_two_commits or restless or changes_at"),
+        (VERIFYING, "-k", "between_its_two_commits or never_still"),
     ),
     Mutation(
         "whoever works on a verification that is over is not fenced",
         QUERIES, "THEN $9::bigint ELSE -1 END", "THEN $9::bigint ELSE $9 END",
-        (OVER, "-k", "takes_nothing"),
+        (OVER, "-k", "ledger_fences"),
     ),
     Mutation(
         "a phase counts as finished before it was planned",
         "engine/ledger/proof.py", 'or state["phase"] != last or state["is_waiting"]:', 'or state["phase"] != last:',
-        (OVER, "-k", "nobody"),
+        (OVER, "-k", "ledger_fences"),
     ),
 )  # fmt: skip
 

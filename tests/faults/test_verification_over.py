@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import uuid
 from collections.abc import Callable
 
+import asyncpg
 import pytest
 
+from engine.db import Database
 from engine.fleet import LocalVerification
+from engine.ledger import Ledger
+from engine.ledger.proof import Seen
+from engine.model import Phase, Side, SpanBounds
 from engine.spec import ChunkLimits, JobSpec
 from tests.support.databases import FreshDatabase
 from tests.support.jobs import UNPACED, into, prepare, run_to_done
@@ -84,3 +90,30 @@ async def test_fences_of_two_verifications_are_never_alike(database: FreshDataba
         fences = database.sql("SELECT id, epoch, hi FROM backfill.span WHERE phase = 'verify'").splitlines()
         assert seen.isdisjoint(fences)
         seen |= set(fences)
+
+
+async def test_the_ledger_fences_whoever_records_for_a_verification_that_is_over(database: FreshDatabase) -> None:
+    await spoilt(database)
+    connection = await Database(database.dsn, side=Side.TARGET, job="job").connect("test")
+    ledger = Ledger(connection)
+    job = await ledger.job("job")
+
+    async def begin() -> int:
+        number = await ledger.begin_verification(job.id, repair=False, settle_s=0, not_compared=(), target_mark=None)
+        assert number is not None
+        assert not await ledger.finish_verification(job.id, "job", Phase.VERIFY), "nothing was compared"
+        assert await ledger.open_phase(job.id, Phase.VERIFY, [SpanBounds(None, (str(ROWS),), ROWS)])
+        return number
+
+    old = await begin()
+    database.sql("SELECT backfill.cancel('job')")
+    new = await begin()
+    claim = await ledger.claim(job.id, str(uuid.uuid4()), (), 15.0)
+    assert claim is not None
+    seen = [Seen(("4000",), "changed", "1", "1")]
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await ledger.record_suspects(old, seen, job.id, claim.span, ("4000",), rows=1, scanned=1)
+    assert refused.value.sqlstate == "BF001"
+    await ledger.record_suspects(new, seen, job.id, claim.span, ("4000",), rows=1, scanned=1)
+    assert database.sql("SELECT verification_id FROM backfill.difference").strip() == str(new)
+    await connection.close()
