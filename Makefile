@@ -49,6 +49,8 @@ faults: $(VENV)/.ready-test ## kill, cut and starve, with more rounds than `make
 	HYPOTHESIS_PROFILE=thorough BACKFILL_FAULT_ROUNDS=$${BACKFILL_FAULT_ROUNDS:-10} \
 		$(BIN)/python -m pytest -m faults --timeout=1800 $(ARGS)
 	$(BIN)/python -m tests.faults.stress --rows 3000000 --kills 50 --writers 2 --row-delay-us 30
+	$(BIN)/python -m tests.faults.stress --rows 3000000 --kills 50 --writers 3 --row-delay-us 30 --ours --mode update \
+		--mode insert
 	$(BIN)/python -m tests.faults.mutations
 
 lint: $(VENV)/.ready-lint ## style, layers and the kernels' style
