@@ -704,3 +704,23 @@ async def test_types_that_travel_as_text_are_tried_again_too(databases: TwoDatab
     databases.source.sql("UPDATE src SET v = '77' WHERE v = 'x'")
     assert (await Retry(await prepare(spec)).run()).outcomes == {Outcome.WRITTEN: 1}
     assert rows_of(databases.source, "SELECT id, m, j, v FROM src") == rows_of(databases.target, "SELECT * FROM dst")
+
+
+async def test_the_number_of_rows_set_aside_is_kept_with_the_job(database: FreshDatabase) -> None:
+    """It is asked for at every status: to count half a million rows each time would be felt."""
+    connection = await Database(database.dsn, side=Side.TARGET).connect("test")
+    await Ledger(connection).ensure()
+    database.sql(
+        "INSERT INTO backfill.job (name, mode, source, target, identity, spec, fingerprint, key_types, rows_estimated)"
+        " VALUES ('a', 'update', '', '', '{}', '{}', '{}', '{}', 0), ('b', 'update', '', '', '{}', '{}', '{}', '{}', 0)"
+    )
+    put = (
+        "INSERT INTO backfill.quarantine (job_id, key, error_class, sqlstate)"
+        " SELECT j.id, ARRAY[g::text], 'x', '23514' FROM backfill.job j, generate_series(1, {rows}) g"
+        " ON CONFLICT (job_id, key) DO UPDATE SET attempts = quarantine.attempts + 1"
+    )
+    database.sql(put.format(rows=20_000))
+    database.sql(put.format(rows=20_005))
+    database.sql("DELETE FROM backfill.quarantine WHERE key = '{7}'")
+    assert database.sql("SELECT job, quarantined FROM backfill.status ORDER BY job") == "a|20004\nb|20004"
+    await connection.close()

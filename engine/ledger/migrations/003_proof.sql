@@ -87,16 +87,17 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF TG_OP = 'INSERT' THEN
-        UPDATE backfill.job SET quarantined = quarantined + 1 WHERE id = NEW.job_id;
-    ELSE
-        UPDATE backfill.job SET quarantined = quarantined - 1 WHERE id = OLD.job_id;
-    END IF;
+    UPDATE backfill.job j
+       SET quarantined = j.quarantined + CASE TG_OP WHEN 'INSERT' THEN c.rows ELSE -c.rows END
+      FROM (SELECT job_id, count(*) AS rows FROM changed GROUP BY job_id) c
+     WHERE j.id = c.job_id;
     RETURN NULL;
 END
 $$;
-CREATE TRIGGER count_quarantined AFTER INSERT OR DELETE ON backfill.quarantine
-    FOR EACH ROW EXECUTE FUNCTION backfill.count_quarantined();
+CREATE TRIGGER count_more AFTER INSERT ON backfill.quarantine
+    REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION backfill.count_quarantined();
+CREATE TRIGGER count_fewer AFTER DELETE ON backfill.quarantine
+    REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION backfill.count_quarantined();
 
 -- A process of an older release plans the sweep before its barrier and would take one without spans for finished.
 CREATE FUNCTION backfill.sweep_is_planned() RETURNS trigger
