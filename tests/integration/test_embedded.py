@@ -151,7 +151,7 @@ def test_a_port_taken_by_somebody_else_is_given_up_for_another() -> None:
 
 def test_a_folder_that_was_given_is_kept_and_used_again(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    for parent in list(tmp_path.parents)[:2]:
+    for parent in list(tmp_path.parents)[:3]:
         parent.chmod(0o755)
     folder = tmp_path / ("long" * 25)
     with EmbeddedServer(folder=folder, durable=True) as server:
