@@ -34,6 +34,7 @@ ALONE = frozenset(
         "pacing_faults",
         "pacing_fleet",
         "pacing",
+        "vacuum",
         "watch_latency",
         "stress",
         "rehearse",
