@@ -37,7 +37,6 @@ ALONE = frozenset(
         "vacuum",
         "watch_latency",
         "stress",
-        "rehearse",
         "pace",
     )
 )

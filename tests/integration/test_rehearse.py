@@ -228,6 +228,7 @@ def is_writing(stage: Stage) -> bool:
 # -- what it says -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @on_each_major
 async def test_the_real_job_takes_what_the_rehearsal_said(stage: Stage) -> None:
     stage.fill(120_000)
@@ -320,6 +321,7 @@ async def test_the_number_of_dead_rows_and_of_sequence_values_is_the_real_one(da
         assert seen.dead_rows == sum(s.rows for s in seen.samples) + 100
 
 
+@pytest.mark.alone
 async def test_a_fixed_limit_holds_for_the_rehearsal_too(database: FreshDatabase) -> None:
     database.sql(f"CREATE TABLE t {TABLE}; INSERT INTO t SELECT g, 'v' FROM generate_series(1, 1000) g; ANALYZE t")
     spec = in_place(
@@ -385,6 +387,7 @@ async def test_a_lock_that_is_not_to_be_had_is_reported_and_stops_nothing(databa
     assert database.sql("SELECT v FROM t WHERE id = 500") == "mine"
 
 
+@pytest.mark.alone
 async def test_a_wait_for_a_lock_is_measured(database: FreshDatabase) -> None:
     database.sql(f"CREATE TABLE t {TABLE}; INSERT INTO t SELECT g, 'v' FROM generate_series(1, 1000) g; ANALYZE t")
     somebody = await database.connect()
@@ -398,6 +401,7 @@ async def test_a_wait_for_a_lock_is_measured(database: FreshDatabase) -> None:
     assert seen.failed == ()
 
 
+@pytest.mark.alone
 async def test_a_writer_waits_for_one_chunk_at_most(database: FreshDatabase) -> None:
     database.sql(f"CREATE TABLE src {TABLE}; INSERT INTO src SELECT g, 'v' FROM generate_series(1, 1000) g")
     database.sql(
