@@ -91,6 +91,16 @@ class Control:
         finally:
             await session.close()
 
+    @asynccontextmanager
+    async def data_sides(self) -> AsyncIterator[Sides]:
+        """Such a session with each side: one, where both are the same database."""
+        async with self.data_session(Side.TARGET) as target:
+            if self._endpoints.is_one:
+                yield {Side.TARGET: target}
+                return
+            async with self.data_session(Side.SOURCE) as source:
+                yield {Side.SOURCE: source, Side.TARGET: target}
+
     async def end_backends(self, backends: tuple[Backend, ...]) -> None:
         """End server processes that a former holder left behind, with the rights of the role that logged in.
 

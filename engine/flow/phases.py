@@ -24,13 +24,23 @@ from engine.flow.prepare import Prepared
 from engine.flow.shared import Sides, of_side
 from engine.ledger.records import JobRecord, Tombstones
 from engine.ledger.store import NOBODY, Ledger
-from engine.model import Key, KeyColumn, KeyValue, Phase, Side, SpanBounds, TableName
+from engine.model import JobState, Key, KeyColumn, KeyValue, Phase, Side, SpanBounds, TableName
 from engine.plan.questions import LastKey, Steps
 from engine.plan.spans import plan_spans
+from engine.spec import ChunkLimits, JobSpec
 from engine.sql.statements import disordered, key_list
 
 SPANS_PER_WORKER: Final = 4
 """Few, because phases after the move mostly look; the last ones are shared out by stealing."""
+
+START_ROWS: Final = {Phase.SWEEP: 20_000, Phase.VERIFY: 20_000, Phase.EXTRA: 20_000}
+"""Of a first chunk in the phases that only look, at some millions of rows a second."""
+
+ROWS_ONE_BY_ONE: Final = 500
+"""Rows that are looked at one by one, and written perhaps, in one transaction."""
+
+CHUNK_OF_GROWTH: Final = 0.1
+"""Chunks in hand are at most this part of what ``bloat.max_growth`` allows: they are written whatever is decided."""
 
 LOOKED_AT: Final = {Phase.CONFIRM: ("suspect",), Phase.RECHECK: ("repaired", "unsettled")}
 """In which states the rows are that these phases look at."""
@@ -66,6 +76,18 @@ def paged(prepared: Prepared, job: JobRecord, phase: Phase) -> Paged:
             return Paged(Side.TARGET, prepared.written_table.name, prepared.sweep_key)
         case Phase.CONFIRM | Phase.RECHECK:
             return _numbered("difference")
+
+
+def chunk_limits(spec: JobSpec, job: JobRecord, phase: Phase, *, workers: int) -> ChunkLimits:
+    """The spec's; where a table must not grow much, chunks are small against what it may grow by."""
+    if phase in (Phase.CONFIRM, Phase.RECHECK):
+        most = min(ROWS_ONE_BY_ONE, spec.chunk.max_rows)
+        return spec.chunk.model_copy(update={"min_rows": min(most, spec.chunk.min_rows), "max_rows": most})
+    if spec.bloat.max_growth is None or phase.state is not JobState.RUNNING:
+        return spec.chunk
+    room_rows = int(job.rows_estimated * spec.bloat.max_growth * CHUNK_OF_GROWTH / max(1, workers))
+    most = max(spec.chunk.min_rows, min(spec.chunk.max_rows, room_rows))
+    return spec.chunk.model_copy(update={"max_rows": most})
 
 
 async def following(prepared: Prepared, ledger: Ledger, job: JobRecord, phase: Phase) -> Phase | None:

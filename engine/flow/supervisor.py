@@ -20,8 +20,8 @@ import math
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from aiolimiter import AsyncLimiter
@@ -46,16 +46,10 @@ from engine.model import JobState, Phase, Side, Verify
 from engine.pace.bucket import TokenBucket
 from engine.pace.controller import Controller
 from engine.pace.law import Decision
-from engine.spec.models import MAX_WORKERS, ChunkLimits
+from engine.spec.models import MAX_WORKERS
 
 FOLLOW_S: Final = 1.0
 """Between two looks at the job's state when nobody notifies: an order reaches every worker within twice this."""
-
-START_ROWS: Final = {Phase.SWEEP: 20_000, Phase.VERIFY: 20_000, Phase.EXTRA: 20_000}
-"""Of the phases that only look, at some millions of rows a second."""
-
-MOST_SUSPECTS: Final = 500
-"""Rows that are looked at one by one, and written perhaps, in one transaction."""
 
 SCHEMA_NEWS_S: Final = 1.5
 BARRIER_POLL_S: Final = 0.5
@@ -63,9 +57,6 @@ CONTROL_PATIENCE_S: Final = 300.0
 """How long the ledger may be out of reach before this process gives up; its leases have long run out by then."""
 
 WORKERS_PER_PROBER: Final = 2
-
-CHUNK_OF_GROWTH: Final = 0.1
-"""Chunks in hand are at most this part of what ``bloat.max_growth`` allows: they are written whatever is decided."""
 
 
 class Supervisor:
@@ -339,7 +330,7 @@ class Supervisor:
         shared = await self._share(job, phase)
         self._shared = shared
         probers = self._probers(shared, phases.paged(self._prepared, job, phase).side)
-        start_rows = START_ROWS.get(phase)
+        start_rows = phases.START_ROWS.get(phase)
         self._workers = [
             Worker(
                 n + 1,
@@ -402,7 +393,7 @@ class Supervisor:
             key=through.key,
             space=await opening.key_space(ledger, job, prepared, phase),
             bucket=self._bucket,
-            limits=self._chunk_limits(job, phase),
+            limits=phases.chunk_limits(prepared.spec, job, phase, workers=self._workers_wanted),
             leases=self._leases,
             clock=self._clock,
             rng=self._rng,
@@ -415,18 +406,6 @@ class Supervisor:
             arbiters=prepared.arbiters,
             stop=stop,
         )
-
-    def _chunk_limits(self, job: JobRecord, phase: Phase) -> ChunkLimits:
-        """The spec's; where a table must not grow much, chunks are small against what it may grow by."""
-        spec = self._prepared.spec
-        if phase in (Phase.CONFIRM, Phase.RECHECK):
-            most = min(MOST_SUSPECTS, spec.chunk.max_rows)
-            return spec.chunk.model_copy(update={"min_rows": min(most, spec.chunk.min_rows), "max_rows": most})
-        if spec.bloat.max_growth is None or phase.state is not JobState.RUNNING:
-            return spec.chunk
-        room_rows = int(job.rows_estimated * spec.bloat.max_growth * CHUNK_OF_GROWTH / max(1, self._workers_wanted))
-        most = max(spec.chunk.min_rows, min(spec.chunk.max_rows, room_rows))
-        return spec.chunk.model_copy(update={"max_rows": most})
 
     def _probers(self, shared: Shared, side: Side) -> list[Prober]:
         """Enough index walkers that workers do not queue for them."""
@@ -482,21 +461,11 @@ class Supervisor:
 
     async def _open_phase(self, job: JobRecord, phase: Phase) -> None:
         """The barrier has passed: plan the phase's spans, unless another process was faster."""
-        async with self._planning_sides() as sides:
+        async with self._control.data_sides() as sides:
             planned = await phases.plan(
                 self._prepared, self._control.ledger, job, phase, sides, workers=self._workers_wanted
             )
         await self._control.ledger.open_phase(job.id, phase, planned.spans, sweep_by=planned.sweep_by)
-
-    @asynccontextmanager
-    async def _planning_sides(self) -> AsyncIterator[Sides]:
-        """Sessions with the rights of the role that moves rows."""
-        async with self._control.data_session(Side.TARGET) as target:
-            if self._prepared.endpoints.is_one:
-                yield {Side.TARGET: target}
-                return
-            async with self._control.data_session(Side.SOURCE) as source:
-                yield {Side.SOURCE: source, Side.TARGET: target}
 
     async def _record_failure(self, job: JobRecord, error: BackfillError) -> None:
         """A guard of the job's stops it for everybody; a server that only this process cannot reach does not."""

@@ -18,8 +18,9 @@ from engine.db import Connection, Database
 from engine.db.failures import Action, classify
 from engine.errors import BackfillError
 from engine.flow.bounds import Bound
-from engine.flow.movers.server_side import CHUNK_DEADLINE_S, open_for_chunks
-from engine.model import Backend, ConflictPolicy, Observation, Side, Span
+from engine.flow.movers.both import BothSides
+from engine.flow.movers.server_side import CHUNK_DEADLINE_S
+from engine.model import ConflictPolicy, Observation, Span
 from engine.sql.statements import (
     STAGING,
     SourceShape,
@@ -87,7 +88,7 @@ class Stream:
         await asyncio.gather(self._reading, return_exceptions=True)  # the target's error is the one that counts
 
 
-class CopyMover:
+class CopyMover(BothSides):
     """Moves chunks of one worker from ``source_db`` to ``target_db``.
 
     ``arbiters``: names of the indexes on which a unique violation means that somebody wrote one of the chunk's keys in
@@ -107,11 +108,7 @@ class CopyMover:
         arbiters: frozenset[str],
         binary: bool,
     ) -> None:
-        self._source_db = source_db
-        self._target_db = target_db
-        self._purpose = purpose
-        self._job_id = job_id
-        self._clock = clock
+        super().__init__(source_db, target_db, purpose, job_id, clock)
         self._source = source
         self._target = target
         self._arbiters = arbiters
@@ -119,31 +116,7 @@ class CopyMover:
         self._columns = [c.name for c in target.columns]
         keys = [c.name for c in target.key]
         self._key_fields = [self._columns.index(name) for name in keys]
-        self._reader: Connection | None = None
-        self._writer: Connection | None = None
         self._met_rows = False  # without ranges on the target: the last chunk found rows there
-
-    @property
-    def connection(self) -> Connection:
-        """The connection to the target, which holds the ledger too."""
-        assert self._writer is not None, "open() first"
-        return self._writer
-
-    def session(self, side: Side) -> Connection:
-        """The connection to that side's server."""
-        return self.connection if side is Side.TARGET or self._reader is None else self._reader
-
-    @property
-    def backends(self) -> tuple[Backend, ...]:
-        """One process on each side."""
-        assert self._reader is not None, "open() first"
-        return (self._reader.backend, self.connection.backend)
-
-    async def open(self) -> None:
-        """Connect to both sides, and force the chunk's statements onto the indexes."""
-        await self.close()
-        self._writer = await open_for_chunks(self._target_db, self._purpose)
-        self._reader = await open_for_chunks(self._source_db, self._purpose)
 
     async def move(self, span: Span, bound: Bound) -> Observation:
         """One transaction on the target: COPY, fence, COMMIT."""
@@ -185,11 +158,11 @@ class CopyMover:
 
     def _start(self, bound: Bound) -> Stream:
         """Have the source send; what comes first waits in the queue while the target is asked and begins."""
-        assert self._reader is not None
+        assert self._there is not None
         scanner = FrameScanner(len(self._columns), self._key_fields) if self._binary else TextScanner()
         query = copy_query(self._source, self._target, bound.after, bound.to)
         crashpoint("read.before")
-        return Stream(self._reader, query, scanner, binary=self._binary)
+        return Stream(self._there, query, scanner, binary=self._binary)
 
     async def _may_go_direct(self, bound: Bound) -> bool:
         """True when no row of the chunk's range is in the target, as far as anybody can tell beforehand."""
@@ -244,17 +217,3 @@ class CopyMover:
             tag = await writer.execute(insert_staged(self._target, bound.after, bound.to))
             rows = int(tag.rpartition(" ")[2])
         return rows
-
-    def abort(self) -> None:
-        """Drop both sockets."""
-        for connection in (self._reader, self._writer):
-            if connection is not None:
-                connection.abort()
-
-    async def close(self) -> None:
-        """Close both connections."""
-        reader, self._reader = self._reader, None
-        writer, self._writer = self._writer, None
-        for connection in (reader, writer):
-            if connection is not None:
-                await connection.close()
