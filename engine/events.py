@@ -15,9 +15,13 @@ from engine.model import JobState, Mode, Observation, Phase
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Base of all events.  ``name`` is the stable name in ``--json`` output."""
+    """Base of all events.  ``name`` is the stable name in ``--json`` output.
+
+    ``is_measurement``: comes every second or more often whatever happens; for metrics, and no line of anybody's output.
+    """
 
     name: ClassVar[str] = ""
+    is_measurement: ClassVar[bool] = False
     job: str
 
     def as_json(self) -> dict[str, Any]:
@@ -98,7 +102,8 @@ class SpanClaimed(Event):
     worker: str
     span: int
     epoch: int
-    stolen: bool = False
+    stolen: bool = False  # a part of a span that another worker still moves
+    taken_over: bool = False  # its last holder did not let go: it died, froze, or was cut off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +113,7 @@ class SpanReleased(Event):
     name = "span.released"
     worker: str
     span: int
+    epoch: int
     finished: bool
 
 
@@ -118,6 +124,7 @@ class LeaseLost(Event):
     name = "lease.lost"
     worker: str
     span: int
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +134,12 @@ class ChunkCommitted(Event):
     name = "chunk.committed"
     worker: str
     span: int
+    epoch: int
+    phase: Phase
     observation: Observation
     admit_s: float  # waited for the token bucket
+    read_s: float  # looked for the chunk's bound
+    move_s: float  # from the first statement to the acknowledged COMMIT, ``observation.commit_s`` included
     next_rows: int  # what the sizer asks for next
 
 
@@ -138,7 +149,8 @@ class ChunkRetried(Event):
 
     name = "chunk.retried"
     worker: str
-    span: int
+    span: int  # 0: between two spans
+    epoch: int
     sqlstate: str
     action: str  # retry | split | reconnect
     delay_s: float
@@ -151,7 +163,48 @@ class RowQuarantined(Event):
     name = "row.quarantined"
     worker: str
     span: int
+    epoch: int
     sqlstate: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeasesRenewed(Event):
+    """The leases of this process's workers reach further again."""
+
+    name = "leases.renewed"
+    is_measurement = True
+    spans: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkersWaited(Event):
+    """What this process's workers waited for since the last such event: seconds by reason, summed over workers."""
+
+    name = "workers.waited"
+    is_measurement = True
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalRead(Event):
+    """One reading of a signal, by the process that paces the job.  ``value`` None: it failed, and ``error`` says how."""
+
+    name = "signal.read"
+    is_measurement = True
+    signal: str
+    unit: str  # s | bytes | bytes/s | ratio | count
+    value: float | None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalWritten(Event):
+    """What the whole job has added to the WAL since the last such event, as the process that paces it reckons."""
+
+    name = "wal.written"
+    is_measurement = True
+    bytes: float
+    is_exact: bool  # as the server counts it; else estimated from what all sessions wrote: before PostgreSQL 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -342,3 +342,5 @@ class Observation:
     scanned: int  # rows of the key range that were looked at: the bucket's token
     bytes: int  # bytes that passed through or are estimated to have been written
     server_s: float  # time the chunk's statements ran, without waiting for admission
+    commit_s: float = 0.0  # of the round trip that only committed; 0 where one statement moves and commits
+    differing: int = 0  # rows that a verification has found to differ for good

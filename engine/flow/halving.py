@@ -209,7 +209,11 @@ class BadRows:
         self._halving = None
         self._alone = self._without_rows = 0
         self._caution.met_bad_row(full_chunk)
-        self._shared.emit(RowQuarantined(job=self._shared.job, worker=worker, span=span.id, sqlstate=failure.sqlstate))
+        self._shared.emit(
+            RowQuarantined(
+                job=self._shared.job, worker=worker, span=span.id, epoch=span.epoch, sqlstate=failure.sqlstate
+            )
+        )
         return key
 
     async def _set_aside(self, span: Span, key: KeyValue, failure: Failure, ledger: Ledger) -> None:

@@ -12,7 +12,6 @@ job may be held for as long as it takes.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import random
 import socket
@@ -20,15 +19,15 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from functools import partial
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from engine.clock import Clock
 from engine.db.failures import classify
 from engine.errors import SpecError
-from engine.events import ChunkCancelled, DeadlineLate, Emit, PaceChanged, Warned
+from engine.events import ChunkCancelled, Emit, PaceChanged, SignalRead, WalWritten, Warned
 from engine.flow.control import Control
+from engine.flow.lateness import Lateness
 from engine.flow.prepare import Prepared
 from engine.flow.shared import Shared
 from engine.flow.vacuum import VacuumKeeper
@@ -39,8 +38,7 @@ from engine.ledger.records import JobRecord, JobStatus
 from engine.model import KeyValue, Mode, Phase
 from engine.pace.bucket import RATE_LIMIT, TokenBucket
 from engine.pace.controller import FRESH_S, Controller
-from engine.pace.deadline import Forecast, forecast
-from engine.pace.law import Decision, Law, SignalPolicy, Situation, Stage
+from engine.pace.law import Decision, Law, SignalPolicy, Situation
 from engine.pace.published import from_json, to_json
 from engine.spec import JobSpec
 from engine.spec.pacing import Bloat, Pace
@@ -62,13 +60,6 @@ BINDING_SHARE: Final = 0.8
 USED_SHARE: Final = 0.9
 MINIMUM_CHUNK_EVERY_S: Final = 60.0
 """Against gauges, one smallest chunk in that time is always let through."""
-
-FORECAST_EVERY_S: Final = 10.0
-FORECAST_MARGIN: Final = 2.0
-"""Working time is counted up to so many times what is needed: further on it changes nothing."""
-
-FURTHEST_FORECAST: Final = timedelta(days=400)
-"""Nobody's windows are counted beyond."""
 
 MOST_STANDBYS: Final = 100
 
@@ -123,15 +114,18 @@ class Pacer:
         self._watched: tuple[SignalSpec, ...] = ()  # what the watch was made for
         self._keeper: VacuumKeeper | None = None
         self._keeping: asyncio.Task[None] | None = None
+        self._wal_until_rows: float | None = None  # the job's rows whose WAL was told of; None: not leading
         self._ours_then = 0  # rows written by our workers, at the last look at the status
         self._valid_until = 0.0
-        self._forecast: Forecast | None = None
-        self._forecast_at = float("-inf")
-        self._last_pace_per_s: float | None = None  # as last allowed while it moved
-        self._was_late = False
+        self._lateness = Lateness(clock=clock, wall=wall, emit=emit)
         self._said: tuple[object, ...] = ()
         self._warned = ""
         self._news = asyncio.Event()
+
+    @property
+    def leads(self) -> bool:
+        """True while this process decides the pace."""
+        return self._law is not None
 
     # -- from the supervisor ----------------------------------------------------------------------------------------
 
@@ -263,12 +257,14 @@ class Pacer:
             self._standbys |= self._watch.standbys
         used, binding = self._usage()
         ceiling = self._ceiling(sight)
+        capacity = self._capacity()
+        self._measure(sight)
         situation = Situation(
             now=now,
             readings=sight.readings,
             used_per_s=used,
             binding=binding,
-            capacity_per_s=self._capacity(),
+            capacity_per_s=capacity,
             alone=sight.alone,
             closed=self._closed(),
             ceiling_per_s=ceiling.rows_per_s if ceiling is not None else None,
@@ -279,7 +275,7 @@ class Pacer:
         allowed = self._orders.workers
         if allowed is not None:
             decision = replace(decision, workers=min(allowed, decision.workers or allowed))
-        self._look_at_deadline(decision)
+        self._lateness.look(self._pace, self._status, decision, capacity)
         return decision
 
     async def _attend(self) -> None:
@@ -369,6 +365,27 @@ class Pacer:
             closed.update(self._keeper.closed)
         return closed
 
+    def _measure(self, sight: Sight) -> None:
+        """Tell what was read, for metrics."""
+        assert self._job is not None
+        units = {policy.name: policy.unit for policy in self._policies}
+        for reading in sight.readings:
+            if (unit := units.get(reading.signal)) is not None:
+                self._emit(
+                    SignalRead(
+                        job=self._job.name,
+                        signal=reading.signal,
+                        unit=unit.value,
+                        value=reading.value,
+                        error=reading.error,
+                    )
+                )
+        rows, before = self._rows_done(), self._wal_until_rows
+        self._wal_until_rows = rows
+        if sight.own_wal_bytes_per_row is not None and before is not None and rows > before:
+            size = (rows - before) * sight.own_wal_bytes_per_row
+            self._emit(WalWritten(job=self._job.name, bytes=size, is_exact=sight.own_wal_is_exact))
+
     def _usage(self) -> tuple[float, bool]:
         """Rows a second that the whole job was granted since the last tick, and whether the limit was what counted."""
         usage = self._bucket.take_usage()
@@ -448,47 +465,6 @@ class Pacer:
     def _ours(self) -> int:
         return sum(worker.rows for worker in self._workers)
 
-    # -- the deadline -----------------------------------------------------------------------------------------------
-
-    def _look_at_deadline(self, decision: Decision) -> None:
-        finish_by, status, now = self._pace.finish_by, self._status, self._clock.now()
-        if finish_by is None or status is None or now - self._forecast_at < FORECAST_EVERY_S:
-            return
-        wall = self._wall()
-        pace = self._expected_per_s(decision, status)
-        if pace is None and wall < finish_by:
-            return  # it has not moved yet, and there is still time
-        self._forecast_at = now
-        left = max(0.0, status.rows_estimated * (1 - status.progress))
-        enough_s = left / pace * FORECAST_MARGIN if pace else 0.0
-        self._forecast = forecast(
-            wall,
-            min(finish_by, wall + FURTHEST_FORECAST),
-            left,
-            pace or 0.0,
-            partial(self._pace.open_windows.open_s, enough_s=enough_s),
-        )
-        if self._forecast.is_late and not self._was_late:
-            self._emit(DeadlineLate(job=status.job, reason=self._lateness(finish_by)))
-        self._was_late = self._forecast.is_late
-
-    def _expected_per_s(self, decision: Decision, status: JobStatus) -> float | None:
-        """Rows a second that the job can be expected to do from now on: while it moves, what it may; while it is held,
-        what it did before.  None as long as nobody knows.
-        """
-        if not decision.held and decision.stage is not Stage.SLOW_START:
-            allowed = decision.rate_per_s if decision.rate_per_s is not None else self._capacity()
-            if allowed is not None:
-                self._last_pace_per_s = max(status.rows_per_s, allowed)
-        return self._last_pace_per_s
-
-    def _lateness(self, finish_by: datetime) -> str:
-        assert self._forecast is not None
-        needed = self._forecast.needed_per_s
-        return f"finish_by {finish_by:%Y-%m-%d %H:%M %Z} cannot be met at the allowed pace" + (
-            f": {math.ceil(needed):,} rows/s are needed" if math.isfinite(needed) else ": the time is up"
-        )
-
     # -- applying ---------------------------------------------------------------------------------------------------
 
     def _apply(self, decision: Decision) -> None:
@@ -531,12 +507,12 @@ class Pacer:
         self._emit(ChunkCancelled(job=self._job.name, reason=reason))
 
     def _published(self, decision: Decision) -> dict[str, Any]:
-        late = self._forecast
+        late_by_s = self._lateness.late_by_s
         growth = self._keeper.growth if self._keeper is not None else None
         return to_json(decision) | {
             "standbys": sorted(self._standbys),
             "baselines": {name: list(pair) for name, pair in (self._law.baselines if self._law else {}).items()},
-            "deadline": None if late is None or not late.is_late else {"late_by_s": late.late_by_s},
+            "deadline": None if late_by_s is None else {"late_by_s": late_by_s},
             "growth": None if growth is None else {"ratio": growth.ratio, "max": growth.maximum},
         }
 
@@ -567,7 +543,7 @@ class Pacer:
     async def _retire(self) -> None:
         """Somebody else decides: probe and vacuum no longer."""
         await self._close_watch()
-        self._law, self._baselines = None, {}
+        self._law, self._baselines, self._wal_until_rows = None, {}, None
         keeping, self._keeping, self._keeper = self._keeping, None, None
         if keeping is not None:
             keeping.cancel()

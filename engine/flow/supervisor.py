@@ -20,6 +20,7 @@ import math
 import os
 import random
 import socket
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -30,17 +31,18 @@ from engine.clock import Clock, SystemClock, jittered
 from engine.crashpoint import crashpoint
 from engine.db.failures import classify
 from engine.errors import BackfillError, CannotConnect, HeldByOperator, Stopped
-from engine.events import Draining, Emit, JobOpened, PhaseChanged, StateChanged, Waiting
+from engine.events import Draining, Emit, JobOpened, PhaseChanged, StateChanged, Waiting, WorkersWaited
 from engine.flow import barrier, opening, phases
 from engine.flow.bounds import Prober
 from engine.flow.control import DATABASE_IS_AWAY, TRY_AGAIN, Control, as_stop
+from engine.flow.keeping import renew_leases, watch_leases
 from engine.flow.movers.build import build_mover
 from engine.flow.pacer import MakeLaw, Pacer
 from engine.flow.prepare import Prepared
 from engine.flow.result import RunResult
 from engine.flow.shared import SETTLE_S, Leases, Shared, Sides, Stop
 from engine.flow.worker import Worker
-from engine.ledger.records import JobRecord, JobStatus
+from engine.ledger.records import Heartbeat, JobRecord, JobStatus
 from engine.ledger.store import Ledger
 from engine.model import JobState, Phase, Side, Verify
 from engine.pace.bucket import TokenBucket
@@ -102,6 +104,7 @@ class Supervisor:
         self._shared: Shared | None = None
         self._workers: list[Worker] = []
         self._waits_before: dict[str, float] = {}  # what the bucket had counted when this phase's workers were made
+        self._waits_told: dict[str, float] = {}  # seconds by reason of this phase's workers, as last told
         self._everybody: list[str] = []  # ids of all workers that this process has had
         self._news = asyncio.Event()
         self._state: JobState | None = None
@@ -138,6 +141,16 @@ class Supervisor:
     def pace(self) -> Decision | None:
         """The decision in force in this process, for live progress."""
         return self._pacer.decision
+
+    @property
+    def prepared(self) -> Prepared:
+        """The job as it is run here."""
+        return self._prepared
+
+    @property
+    def leads(self) -> bool:
+        """True while this process decides the pace of the job."""
+        return self._pacer.leads
 
     @property
     def workers(self) -> Sequence[Worker]:
@@ -341,7 +354,7 @@ class Supervisor:
             )
             for n in range(self._workers_wanted)
         ]
-        self._waits_before = self._bucket.waits
+        self._waits_before, self._waits_told = self._bucket.waits, {}
         self._everybody += [w.id for w in self._workers]
         await self._beat(shared)  # others see at once that somebody works on it, and share the limit
         await self._refresh_status()
@@ -350,8 +363,10 @@ class Supervisor:
         helpers = [
             asyncio.create_task(self._guarded(self._pacer.run(), shared), name="pace"),
             asyncio.create_task(self._guarded(self._pacer.watch_expiry(), shared), name="pace expiry"),
-            asyncio.create_task(self._guarded(self._keep_leases(shared), shared), name="leases"),
-            asyncio.create_task(self._guarded(self._watch_leases(), shared), name="watch"),
+            asyncio.create_task(
+                self._guarded(renew_leases(shared, self._workers, self._control), shared), name="leases"
+            ),
+            asyncio.create_task(self._guarded(watch_leases(shared, self._workers), shared), name="watch"),
             asyncio.create_task(self._guarded(self._follow(shared, phase), shared), name="follow"),
         ]
         working = [asyncio.create_task(w.run(), name=w.name) for w in self._workers]
@@ -476,27 +491,6 @@ class Supervisor:
 
     # -- beside the workers -----------------------------------------------------------------------------------------
 
-    async def _keep_leases(self, shared: Shared) -> None:
-        """Renew all leases of this process."""
-        while True:
-            await self._clock.sleep(self._leases.renew_every_s)
-            sent_at = self._clock.now()
-            try:
-                async with asyncio.timeout(self._leases.renew_every_s):
-                    held = [(w.span.id, w.id, w.span.epoch) for w in self._workers if w.span is not None]
-                    renewed = await self._control.ledger.renew(shared.job_id, held, self._leases.lease_s)
-                for worker in self._workers:
-                    worker.confirm(renewed, sent_at)
-            except Exception as error:
-                await self._control.mend(error)
-
-    async def _watch_leases(self) -> None:
-        """Make workers stop whose lease cannot be trusted any longer.  Waits for nothing but the clock."""
-        while True:
-            await self._clock.sleep(self._leases.renew_every_s / 2)
-            for worker in self._workers:
-                worker.abandon_if_expired()
-
     async def _guarded(self, loop: Coroutine[Any, Any, None], shared: Shared) -> None:
         """Workers must not go on when one of the loops beside them has died."""
         try:
@@ -517,7 +511,17 @@ class Supervisor:
                     if seconds > (before := self._waits_before.get(reason, 0.0))
                 }
             )
+        self._tell_waits(shared, beats)
         await self._control.ledger.heartbeat(shared.job_id, socket.gethostname(), os.getpid(), beats)
+
+    def _tell_waits(self, shared: Shared, beats: Sequence[Heartbeat]) -> None:
+        sums: Counter[str] = Counter()
+        for beat in beats:
+            sums.update(beat.waits)
+        fresh = {why: s - before for why, s in sums.items() if s > (before := self._waits_told.get(why, 0.0))}
+        self._waits_told = dict(sums)
+        if fresh:
+            shared.emit(WorkersWaited(job=shared.job, seconds=fresh))
 
     async def _follow(self, shared: Shared, phase: Phase) -> None:
         """Watch the job's state and limit, where an order from anywhere reaches our workers; tell the others how they

@@ -205,7 +205,15 @@ class Worker:
         crashpoint("claim.after")
         self._hold(claim.span, sent_at)
         await self._end(claim.left_behind)
-        shared.emit(SpanClaimed(job=shared.job, worker=self.name, span=claim.span.id, epoch=claim.span.epoch))
+        shared.emit(
+            SpanClaimed(
+                job=shared.job,
+                worker=self.name,
+                span=claim.span.id,
+                epoch=claim.span.epoch,
+                taken_over=bool(claim.left_behind),
+            )
+        )
         return claim.span
 
     async def _steal(self) -> Span | None:
@@ -268,6 +276,7 @@ class Worker:
             return await self._settle(span)
         began = shared.clock.now()
         bound, is_piece = await self._cut(span)
+        read_s = shared.clock.now() - began
         admission = shared.bucket.try_acquire(bound.scanned) or await self._admission(bound.scanned)
         if admission is None:
             return span
@@ -278,18 +287,34 @@ class Worker:
                 await self._bounds.begin(span.cursor, span.hi)
                 return span  # cut before somebody came: what was right then is too much now
             shared.in_flight[span.id] = bound.scanned
-            self._attempt = bound, shared.clock.now()
+            sent_at = shared.clock.now()
+            self._attempt = bound, sent_at
             try:
                 observation = await self._mover.move(span, bound)
             except Unfinished:
                 return span
             self._attempt = None
+            move_s = shared.clock.now() - sent_at
             admission.settle(observation.scanned)
         finally:
             shared.in_flight.pop(span.id, None)
             admission.settle(0)  # a refund, unless it was settled
         busy_s = shared.clock.now() - began - admission.waited_s
-        self._learn(span, bound, observation, admission.waited_s, 0.0 if is_piece else busy_s)
+        self._learn(bound, observation, 0.0 if is_piece else busy_s)
+        shared.emit(
+            ChunkCommitted(
+                job=shared.job,
+                worker=self.name,
+                span=span.id,
+                epoch=span.epoch,
+                phase=shared.phase,
+                observation=observation,
+                admit_s=admission.waited_s,
+                read_s=read_s,
+                move_s=move_s,
+                next_rows=self.sizer.rows,
+            )
+        )
         return replace(span, cursor=bound.to, rows=span.rows + observation.rows)
 
     async def _cut(self, span: Span) -> tuple[Bound, bool]:
@@ -346,8 +371,7 @@ class Worker:
                 await asyncio.gather(asking, return_exceptions=True)
         return None if asking.cancelled() else asking.result()
 
-    def _learn(self, span: Span, bound: Bound, observation: Observation, admit_s: float, busy_s: float) -> None:
-        shared = self._shared
+    def _learn(self, bound: Bound, observation: Observation, busy_s: float) -> None:
         if observation.scanned and busy_s > 0:
             if not self._is_warm and len(self._seconds_per_row) == 1:
                 self._is_warm = True
@@ -360,16 +384,6 @@ class Worker:
         self._bad_rows.moved(bound, observation.scanned, self.sizer.rows)
         self._rows_since += observation.scanned
         self.rows += observation.rows
-        shared.emit(
-            ChunkCommitted(
-                job=shared.job,
-                worker=self.name,
-                span=span.id,
-                observation=observation,
-                admit_s=admit_s,
-                next_rows=self.sizer.rows,
-            )
-        )
 
     # -- the lease --------------------------------------------------------------------------------------------------
 
@@ -409,7 +423,7 @@ class Worker:
 
     def _lose(self, span: Span) -> NoReturn:
         self.span = None
-        self._shared.emit(LeaseLost(job=self._shared.job, worker=self.name, span=span.id))
+        self._shared.emit(LeaseLost(job=self._shared.job, worker=self.name, span=span.id, epoch=span.epoch))
         raise _Lost
 
     async def _hand_back(self) -> None:
@@ -424,7 +438,11 @@ class Worker:
             return  # its lease runs out by itself
         crashpoint("release.after")
         self._shared.released.set()
-        self._shared.emit(SpanReleased(job=self._shared.job, worker=self.name, span=span.id, finished=span.is_finished))
+        self._shared.emit(
+            SpanReleased(
+                job=self._shared.job, worker=self.name, span=span.id, epoch=span.epoch, finished=span.is_finished
+            )
+        )
 
     # -- failures ---------------------------------------------------------------------------------------------------
 
@@ -448,7 +466,7 @@ class Worker:
             return span
         if is_split or (not is_away and self.sizer.rows > shared.limits.min_rows):
             self.sizer.failed()
-        await self._back_off(failure, span.id)
+        await self._back_off(failure, span)
         return await self._ask_whose_order(span) if failure.action is Action.PAUSE else span
 
     def _blames_a_row(self, span: Span, attempt: tuple[Bound, float], failure: Failure) -> bool:
@@ -457,15 +475,16 @@ class Worker:
         if not self._bad_rows.blame(span, bound, failure, self._shared.clock.now() - began):
             return False
         self.retries += 1
-        self._tell_retry(span.id, failure.sqlstate, Action.SPLIT, 0.0)
+        self._tell_retry(span, failure.sqlstate, Action.SPLIT, 0.0)
         return True
 
-    def _tell_retry(self, span_id: int, sqlstate: str, action: Action, delay_s: float) -> None:
+    def _tell_retry(self, span: Span | None, sqlstate: str, action: Action, delay_s: float) -> None:
         self._shared.emit(
             ChunkRetried(
                 job=self._shared.job,
                 worker=self.name,
-                span=span_id,
+                span=0 if span is None else span.id,
+                epoch=0 if span is None else span.epoch,
                 sqlstate=sqlstate,
                 action=action.value,
                 delay_s=delay_s,
@@ -524,7 +543,7 @@ class Worker:
         self.waiting = ""
         return self._connected
 
-    async def _back_off(self, failure: Failure, span_id: int) -> None:
+    async def _back_off(self, failure: Failure, span: Span | None) -> None:
         shared = self._shared
         now = shared.clock.now()
         if self._failing_since is None:
@@ -541,7 +560,7 @@ class Worker:
         self.retries += 1
         delay_s = jittered(self._delay_s, shared.rng)
         self._delay_s = min(self._delay_s * 2, LONGEST_DELAY_S)
-        self._tell_retry(span_id, failure.sqlstate, failure.action, delay_s)
+        self._tell_retry(span, failure.sqlstate, failure.action, delay_s)
         self.waiting = f"retry after {failure.sqlstate or 'a lost connection'}"
         began = now
         await shared.stop.pause(shared.clock, delay_s)
@@ -556,7 +575,7 @@ class Worker:
             return
         if failure.lost or failure.action in DATABASE_IS_AWAY:
             self._connected = False
-        await self._back_off(failure, 0 if self.span is None else self.span.id)
+        await self._back_off(failure, self.span)
 
     # -- what others see --------------------------------------------------------------------------------------------
 

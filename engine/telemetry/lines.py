@@ -26,14 +26,17 @@ class Stream(Protocol):
 
 
 class JsonLines:
-    """An ``Emit`` that writes each event as one line, at once.  A reader that is gone ends only the writing."""
+    """An ``Emit`` that writes each event as one line, at once, measurements left out.  A reader that is gone ends only
+    the writing.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self._stream: Stream | None = stream
 
     def __call__(self, event: Event) -> None:
         """Write one event."""
-        self.write(event.as_json())
+        if not event.is_measurement:
+            self.write(event.as_json())
 
     def write(self, item: Mapping[str, Any]) -> None:
         """Write one object."""

@@ -139,7 +139,7 @@ async def test_a_window_that_closes_and_opens_during_the_job(database: FreshData
 
 
 async def test_a_deadline_that_cannot_be_met_is_told_once(database: FreshDatabase, monkeypatch: Any) -> None:
-    monkeypatch.setattr("engine.flow.pacer.FORECAST_EVERY_S", 1.0)
+    monkeypatch.setattr("engine.flow.lateness.FORECAST_EVERY_S", 1.0)
     deadline = datetime.now(UTC) + timedelta(seconds=30)
     pace = listening_to(finish_by=deadline, max_rows_per_s=200.0)  # of 60,000 rows
     running = await start(filling(database, pace))
@@ -164,7 +164,7 @@ async def test_a_deadline_that_is_past_is_told(database: FreshDatabase) -> None:
 @pytest.mark.parametrize("alone", [True, False])
 async def test_a_deadline_far_away_is_no_news(database: FreshDatabase, monkeypatch: Any, alone: bool) -> None:
     """Not before the first chunk either, when nobody knows how fast the job is, nor while a baseline is measured."""
-    monkeypatch.setattr("engine.flow.pacer.FORECAST_EVERY_S", 0.5)
+    monkeypatch.setattr("engine.flow.lateness.FORECAST_EVERY_S", 0.5)
     signals = () if alone else (SignalSpec(kind=SignalKind.READ_LATENCY),)
     pace = listening_to(*signals, finish_by=datetime.now(UTC) + timedelta(days=2))
     async with Somebody(database):

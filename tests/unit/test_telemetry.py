@@ -22,7 +22,7 @@ from engine.events import (
     Waiting,
 )
 from engine.flow.result import RunResult
-from engine.model import JobState, Mode, Observation
+from engine.model import JobState, Mode, Observation, Phase
 from engine.telemetry import JsonLines, Level, finished_event, message, numbers, tee
 
 OPENED = JobOpened(
@@ -32,8 +32,12 @@ CHUNK = ChunkCommitted(
     job="j",
     worker="w1",
     span=3,
+    epoch=1,
+    phase=Phase.MOVE,
     observation=Observation(rows=10, scanned=20, bytes=300, server_s=0.05),
     admit_s=0.0,
+    read_s=0.001,
+    move_s=0.06,
     next_rows=30,
 )
 
@@ -115,9 +119,9 @@ def test_what_decides_the_pace_is_for_the_curious_unless_it_stops_the_job() -> N
 def test_chunks_are_for_the_curious_only() -> None:
     assert message(CHUNK) is not None
     assert message(CHUNK)[0] is Level.DEBUG  # type: ignore[index]
-    retried = ChunkRetried(job="j", worker="w1", span=1, sqlstate="40001", action="retry", delay_s=0.05)
+    retried = ChunkRetried(job="j", worker="w1", span=1, epoch=1, sqlstate="40001", action="retry", delay_s=0.05)
     assert message(retried) == (Level.VERBOSE, "w1: retry after 40001, in 0.05 s")
-    assert message(LeaseLost(job="j", worker="w1", span=1))[0] is Level.NORMAL  # type: ignore[index]
+    assert message(LeaseLost(job="j", worker="w1", span=1, epoch=1))[0] is Level.NORMAL  # type: ignore[index]
     assert "once more" in said(Draining(job="j", reason="interrupted"))
 
 

@@ -86,7 +86,13 @@ class ConfirmMover(BothSides):
         crashpoint("write.before")
         await self._record(span, bound, judged, differing)
         crashpoint("commit.after")
-        return Observation(rows=len(suspects), scanned=bound.scanned, bytes=0, server_s=self._clock.now() - began)
+        return Observation(
+            rows=len(suspects),
+            scanned=bound.scanned,
+            bytes=0,
+            server_s=self._clock.now() - began,
+            differing=len(differing) if self._phase is Phase.CONFIRM else 0,
+        )
 
     async def _judge(self, suspects: Sequence[Numbered]) -> tuple[list[Judged], dict[int, Look]]:
         """What became of the suspects, and the last look at those that differ for good."""

@@ -117,6 +117,7 @@ class CopyMover(BothSides):
         keys = [c.name for c in target.key]
         self._key_fields = [self._columns.index(name) for name in keys]
         self._met_rows = False  # without ranges on the target: the last chunk found rows there
+        self._commit_s = 0.0  # of the last transaction
 
     async def move(self, span: Span, bound: Bound) -> Observation:
         """One transaction on the target: COPY, fence, COMMIT."""
@@ -126,7 +127,13 @@ class CopyMover(BothSides):
         crashpoint("commit.after")
         self._met_rows = staged and rows < scanner.rows
         scanned = bound.scanned if self._source.where else scanner.rows
-        return Observation(rows=rows, scanned=scanned, bytes=scanner.bytes, server_s=self._clock.now() - began)
+        return Observation(
+            rows=rows,
+            scanned=scanned,
+            bytes=scanner.bytes,
+            server_s=self._clock.now() - began,
+            commit_s=self._commit_s,
+        )
 
     async def _write(self, span: Span, bound: Bound) -> tuple[int, Scanner, bool]:
         """Directly if nobody wrote into the chunk's range yet, else (or if somebody does meanwhile) by staging."""
@@ -193,7 +200,9 @@ class CopyMover(BothSides):
                 self._target.remember,
             )
             crashpoint("commit.before")
+            sent_at = self._clock.now()
             await writer.execute(f"{fence}; COMMIT")
+            self._commit_s = self._clock.now() - sent_at
         except BaseException:
             await writer.roll_back()
             raise
