@@ -187,7 +187,7 @@ class WorkersWaited(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalRead(Event):
-    """One reading of a signal, by the process that paces the job.  ``value`` None: it failed, and ``error`` says how."""
+    """One reading of a signal, by the process that paces the job.  ``value`` None: it failed; ``error`` says how."""
 
     name = "signal.read"
     is_measurement = True
