@@ -30,6 +30,7 @@ LEDGER_RIGHTS: Final = (
     "GRANT INSERT, UPDATE ON backfill.worker TO {both};",
     "GRANT INSERT, UPDATE ON backfill.pacer TO {both};",
     "GRANT INSERT, UPDATE ON backfill.heartbeat TO {both};",
+    "GRANT INSERT, UPDATE ON backfill.reporter TO {both};",
     "GRANT INSERT, DELETE ON backfill.written TO {both};",
     "GRANT DELETE ON backfill.tombstone TO {both};  -- written by the dual-write triggers, with their owner's rights",
     "GRANT INSERT, UPDATE ON backfill.verification TO {both};",

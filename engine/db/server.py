@@ -66,6 +66,9 @@ class Capabilities:
     own_wal_exact: bool  # pg_stat_get_backend_wal
     virtual_columns: bool  # generated columns that are not stored
     maintain_privilege: bool  # VACUUM and ANALYZE can be granted
+    io_statistics: bool  # pg_stat_io
+    io_statistics_in_bytes: bool  # … with bytes, not operations of a fixed size
+    checkpointer_statistics: bool  # pg_stat_checkpointer; before, they are in pg_stat_bgwriter
     max_transaction_rows: int | None  # None: no limit
     retryable_sqlstates: frozenset[str]
 
@@ -124,6 +127,9 @@ def capabilities_of(product: str, version_num: int) -> Capabilities | None:
         own_wal_exact=version_num >= 180000,
         virtual_columns=version_num >= 180000,
         maintain_privilege=version_num >= 170000,
+        io_statistics=version_num >= 160000,
+        io_statistics_in_bytes=version_num >= 180000,
+        checkpointer_statistics=version_num >= 170000,
         max_transaction_rows=None,
         retryable_sqlstates=frozenset(["40001", "40P01", "55P03"]),
     )

@@ -267,6 +267,41 @@ RETURNING true;
 -- name: leave_pacer
 UPDATE backfill.pacer SET process = NULL, lease_until = NULL WHERE job_id = $1 AND process = $2;
 
+-- name: report
+-- Take the reporter's lease if it is free, expired, or further ahead than any honest lease can be; renew it if it is
+-- ours.  Whoever does not get it changes nothing, and locks nothing.
+WITH taken AS (
+    UPDATE backfill.reporter
+       SET process = $1, host = $2, os_pid = $3, lease_until = clock_timestamp() + make_interval(secs => $4),
+           held_since = CASE WHEN process = $1 THEN held_since ELSE clock_timestamp() END
+     WHERE process = $1 OR process IS NULL OR lease_until IS NULL OR lease_until < clock_timestamp()
+        OR lease_until > clock_timestamp() + 2 * make_interval(secs => $4)
+    RETURNING true AS is_mine
+), born AS (
+    INSERT INTO backfill.reporter (process, host, os_pid, lease_until, held_since)
+    SELECT $1, $2, $3, clock_timestamp() + make_interval(secs => $4), clock_timestamp()
+     WHERE NOT EXISTS (SELECT FROM backfill.reporter)
+    ON CONFLICT (id) DO NOTHING
+    RETURNING true AS is_mine
+)
+SELECT is_mine FROM taken UNION ALL SELECT is_mine FROM born;
+
+-- name: leave_reporter
+UPDATE backfill.reporter SET process = NULL, lease_until = NULL WHERE process = $1;
+
+-- name: reported
+-- At most $1 jobs: those that somebody could still work on, those that failed, and those that ended last.
+SELECT s.*,
+       CASE WHEN s.state IN ('running', 'verifying')
+            THEN (SELECT coalesce(sum(t.chunks), 0) FROM backfill.span t WHERE t.job_id = chosen.id) END::bigint AS steps
+  FROM (SELECT id, name FROM backfill.job
+         ORDER BY CASE WHEN state IN ('planned', 'running', 'verifying') THEN 0
+                       WHEN state IN ('paused', 'failed') THEN 1 ELSE 2 END,
+                  finished_at DESC NULLS FIRST, id DESC
+         LIMIT $1) chosen
+  JOIN backfill.status s ON s.job = chosen.name
+ ORDER BY s.created_at;
+
 -- name: lock_orders
 -- One operator at a time.
 SELECT id, pace, limit_rows_per_s FROM backfill.job WHERE name = $1 FOR NO KEY UPDATE;
@@ -450,7 +485,12 @@ UPDATE backfill.quarantine SET attempts = attempts + 1, last_at = clock_timestam
 UPDATE backfill.job SET state = 'paused', reason = $2 WHERE id = $1 AND state IN ('running', 'verifying');
 
 -- name: history
-SELECT at, who, what, detail FROM backfill.event WHERE job = $1 ORDER BY id;
+-- The last so many of so long; null: all.
+SELECT at, who, what, detail
+  FROM (SELECT * FROM backfill.event
+         WHERE job = $1 AND ($2::double precision IS NULL OR at > clock_timestamp() - $2 * interval '1 second')
+         ORDER BY id DESC LIMIT $3) newest
+ ORDER BY id;
 
 -- name: record
 INSERT INTO backfill.event (job, what, detail) VALUES ($1, $2, $3);

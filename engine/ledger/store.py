@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any, Final
 
 from engine.db.failures import Action, classify
 from engine.errors import BackfillError, Busy, LedgerDamaged, UnknownJob
-from engine.ledger.orders import PaceOrders, read_json
 from engine.ledger.pacing import Pacing, orders_of
 from engine.ledger.proof import Proof
 from engine.ledger.queries import migrations, queries
@@ -27,6 +25,7 @@ from engine.ledger.records import (
     backends_from_json,
     backends_to_json,
 )
+from engine.ledger.reporting import Reporting, status_of
 from engine.model import Backend, JobState, KeyValue, Mode, Phase, Span, SpanBounds
 
 _UPGRADE_LOCK: Final = 0x6261636B66696C6C  # "backfill" in ASCII: the advisory lock that serialises create and upgrade
@@ -46,7 +45,7 @@ class LedgerMissing(UnknownJob):
     code = "ledger_missing"
 
 
-class Ledger(Pacing, Proof):
+class Ledger(Pacing, Proof, Reporting):
     """Reads and writes the ledger over one connection; safe to share between tasks, one statement at a time."""
 
     # -- schema ---------------------------------------------------------------------------------------------------
@@ -164,6 +163,8 @@ class Ledger(Pacing, Proof):
                 )
                 await self._create_spans(job_id, Phase.MOVE, spans)
                 await self.connection.fetchrow(text["forget_tombstones"], name)
+                if accepted := spec.get("accept"):
+                    await self.connection.fetchrow(text["record"], name, "accepted", json.dumps({"findings": accepted}))
         except Exception as error:
             if classify(error).action is Action.CONFLICT:
                 return False
@@ -423,17 +424,19 @@ class Ledger(Pacing, Proof):
         row = await self._row("status", name)
         if row is None:
             raise UnknownJob(f"no job named {name!r}", hint="backfill list shows the jobs of this ledger")
-        return _status(row)
+        return status_of(row)
 
     async def list(self) -> tuple[JobStatus, ...]:
         """All jobs, oldest first."""
-        return tuple(_status(row) for row in await self._rows("status_all"))
+        return tuple(status_of(row) for row in await self._rows("status_all"))
 
-    async def history(self, name: str) -> tuple[HistoryEntry, ...]:
-        """What happened to a job, oldest first."""
+    async def history(
+        self, name: str, *, since_s: float | None = None, limit: int | None = None
+    ) -> tuple[HistoryEntry, ...]:
+        """What happened to a job, oldest first: in the last ``since_s`` by the database's clock, the last ``limit``."""
         return tuple(
             HistoryEntry(row["at"], row["who"], row["what"], json.loads(row["detail"]))
-            for row in await self._rows("history", name)
+            for row in await self._rows("history", name, since_s, limit)
         )
 
     async def record(self, name: str, what: str, detail: dict[str, Any]) -> None:
@@ -506,16 +509,3 @@ def _job(row: Any) -> JobRecord:
         values[name] = None if values[name] is None else json.loads(values[name])
     values["orders"] = orders_of(values.pop("pace"), values["limit_rows_per_s"])
     return JobRecord(**values)
-
-
-def _status(row: Any) -> JobStatus:
-    known = {field.name for field in fields(JobStatus)}  # a newer release's ledger tells more, an older one's less
-    values = {name: value for name, value in dict(row).items() if name in known}
-    values["state"] = JobState(values["state"])
-    values["mode"] = Mode(values["mode"])
-    values["waits"] = {reason: float(seconds) for reason, seconds in read_json(values["waits"]).items()}
-    values["orders"] = PaceOrders.from_json(read_json(values.get("orders", "{}")))
-    values["signals"] = tuple(read_json(values.get("signals", "[]")))
-    for name in ("deadline", "growth", "verification"):
-        values[name] = read_json(values[name]) if values.get(name) else None
-    return JobStatus(**values)

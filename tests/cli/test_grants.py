@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -12,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.db import Database
+from engine.events import Event
+from engine.fleet.reporter import Reporter
+from engine.model import Side
 from tests.cli.conftest import Cli, wrong_rows
 from tests.support.databases import FreshDatabase, Servers, TwoDatabases, create_database, drop_database, on_each_major
 from tests.support.rights import NOBODY_ELSE, NOR_IN_THE_LEDGER
@@ -356,6 +361,36 @@ def run_watching(desk: Desk, backfill: Cli) -> Works:
     return works
 
 
+def report(desk: Desk, backfill: Cli) -> Works:
+    """As a process whose metrics are read: the first one of a ledger, or the next."""
+
+    def works() -> bool:
+        desk.database.sql("DELETE FROM backfill.reporter")
+
+        async def look() -> bool:
+            known: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+            def shows(reports: object) -> None:
+                if reports is not None and not known.done():
+                    known.set_result(True)
+
+            def hears(_: Event) -> None:
+                if not known.done():
+                    known.set_result(False)
+
+            database = Database(as_user(desk.database, desk.login), side=Side.TARGET)
+            task = asyncio.create_task(Reporter(database, shows, emit=hears).run())
+            try:
+                return await asyncio.wait_for(known, 20.0)
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+        return asyncio.run(look())
+
+    return works
+
+
 def run_with_a_bad_row(desk: Desk, backfill: Cli) -> Works:
     path = desk.job()
     desk.database.sql("UPDATE src SET v = 'x' WHERE id = 77")
@@ -436,6 +471,8 @@ LINES: dict[tuple[str, str], Operation] = {
     ("UPDATE", "backfill.pacer"): run,
     ("INSERT", "backfill.heartbeat"): run_watching,
     ("UPDATE", "backfill.heartbeat"): run_watching,
+    ("INSERT", "backfill.reporter"): report,
+    ("UPDATE", "backfill.reporter"): report,
     ("INSERT", "backfill.written"): run,
     ("DELETE", "backfill.written"): run,
     ("DELETE", "backfill.tombstone"): run,

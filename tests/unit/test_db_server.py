@@ -34,5 +34,7 @@ def test_capabilities_grow_with_the_version() -> None:
     assert new is not None
     assert (old.own_wal_exact, old.virtual_columns, old.maintain_privilege) == (False, False, False)
     assert (new.own_wal_exact, new.virtual_columns, new.maintain_privilege) == (True, True, True)
+    assert (old.io_statistics, old.io_statistics_in_bytes, old.checkpointer_statistics) == (False, False, False)
+    assert (new.io_statistics, new.io_statistics_in_bytes, new.checkpointer_statistics) == (True, True, True)
     assert old.terminate_with_timeout
     assert old.tid_ranges
