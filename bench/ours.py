@@ -44,8 +44,11 @@ def command() -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """As after an installation: modules are compiled once, whatever the shell of whoever measures says."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    """As after an installation: modules are compiled once, whatever the shell of whoever measures says; and as on a
+    terminal, so that a failure can be read.
+    """
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {"BACKFILL_LOG_FORMAT": "human"}
 
 
 def run_command(spec: dict[str, Any]) -> Finished:

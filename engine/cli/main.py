@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import difflib
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from engine._version import __version__
-from engine.cli.terminal import Terminal, error_json, leave_stdout_quietly
+from engine.cli.terminal import StrayWords, Terminal, error_json, leave_stdout_quietly
 from engine.errors import BackfillError
 
 PROGRAM: Final = "backfill"
 _INTERRUPTED: Final = 130
-_FRAMES_SHOWN: Final = 6
 
 # Command -> where it is.  Loaded when used, so that `backfill status` does not wait for what only `run` needs.
 COMMANDS: Final = {
@@ -30,7 +28,7 @@ COMMANDS: Final = {
     "status": "engine.cli.status:status",
     "list": "engine.cli.status:list_jobs",
     "wait": "engine.cli.status:wait",
-    "history": "engine.cli.status:history",
+    "history": "engine.cli.history:history",
     "pause": "engine.cli.orders:pause",
     "resume": "engine.cli.orders:resume",
     "cancel": "engine.cli.orders:cancel",
@@ -44,6 +42,7 @@ COMMANDS: Final = {
     "grants": "engine.cli.grants:grants",
     "dualwrite": "engine.cli.dualwrite:dualwrite",
     "doctor": "engine.cli.doctor:doctor",
+    "dashboards": "engine.cli.dashboards:dashboards",
     "demo": "engine.cli.demo:demo",
     "completion": "engine.cli.completion:completion",
 }
@@ -84,6 +83,11 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code.  Never raises for what a user can cause."""
     terminal = Terminal()
+    with StrayWords(terminal).installed():
+        return _main(terminal, arguments)
+
+
+def _main(terminal: Terminal, arguments: Sequence[str] | None) -> int:
     try:
         code = cli.main(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=terminal)
         sys.stdout.flush()
@@ -110,8 +114,8 @@ def _report(terminal: Terminal, error: Exception) -> int:
         terminal.json(error_json(known))
     terminal.error(known)
     if known is not error and terminal.verbosity:
-        _show_frames(terminal, error)
-    elif known is not error and known.exit_code == 1:
+        terminal.frames(type(error), error.__traceback__)
+    elif known is not error and known.exit_code == 1 and terminal.log is None:
         terminal.err.print("  -v shows where it happened", style="dim")
     return known.exit_code
 
@@ -127,11 +131,3 @@ def _known(error: Exception) -> BackfillError:
     if failure.sqlstate:
         return BackfillError(failure.message, hint=failure.hint, sqlstate=failure.sqlstate)
     return BackfillError(f"unexpected {type(error).__name__}", hint="this is a bug: please report it")
-
-
-def _show_frames(terminal: Terminal, error: BaseException) -> None:
-    """Where it happened: files, lines and functions, without values."""
-    frames: list[Any] = traceback.extract_tb(error.__traceback__)[-_FRAMES_SHOWN:]
-    for frame in frames:
-        terminal.err.print(f"  {frame.filename}:{frame.lineno} in {frame.name}", style="dim")
-    terminal.err.print(f"  {type(error).__module__}.{type(error).__qualname__}", style="dim")

@@ -49,7 +49,9 @@ async def _pause(place: Place, reason: str | None) -> JobStatus:
 def resume(terminal: Terminal, job: str, dsn: str | None, reason: str | None) -> int:
     """Let a paused job go on, or a failed one whose cause is mended."""
     status = run_async(_resume(place_of(job, dsn), reason))
-    workers = "" if status.workers or status.state.is_final else f"; {what_next(status)}"
+    workers = (
+        "" if status.workers or status.state.is_final else f"; whoever waits for it goes on, else {what_next(status)}"
+    )
     if status.state is JobState.DONE:
         return _tell(terminal, status, f"{status.job} is done: there is nothing to resume")
     return _tell(terminal, status, f"{status.job} is {status.state.value}{workers}")

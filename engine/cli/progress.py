@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -16,13 +16,22 @@ from rich.text import Text
 from engine.cli.terminal import Terminal
 from engine.cli.words import STYLES, limit_words, one_line, reason, rows, waits
 from engine.clock import Clock, SystemClock
-from engine.events import ChunkCommitted, Event, JobFinished, PaceChanged, Waiting
+from engine.events import ChunkCommitted, Event, JobFinished, Waiting
 from engine.flow.supervisor import Supervisor
-from engine.telemetry import message, numbers
-from engine.telemetry.messages import STANDSTILLS
+from engine.ledger.records import JobStatus
+from engine.telemetry import numbers
+from engine.telemetry.entries import PROGRESS, Entry
+from engine.telemetry.narrator import Narrator
+
+if TYPE_CHECKING:
+    from engine.telemetry.log import Log  # who writes none does not wait for it
 
 REPAINT_S: Final = 0.25
 SUMMARY_S: Final = 10.0
+LOG_SUMMARY_S: Final = 60.0
+SETTLE_S: Final = 1.0
+"""Between two looks at what came too soon after its like."""
+
 _BAR_WIDTH: Final = 30
 
 Watched = Callable[[], Supervisor | None]
@@ -36,8 +45,8 @@ class Display:
         self._supervisor = supervisor
         self._clock = clock or SystemClock()
         self._live: Live | None = None
+        self._narrator = Narrator(terminal.tell, self._clock, verbosity=terminal.verbosity)
         self._waiting = ""
-        self._held = False
         self._fresh_rows = 0  # committed here since the last look at the ledger
         self._look: object = None
         self._own_rows = 0
@@ -53,29 +62,37 @@ class Display:
                 self._own_rows += event.observation.rows
         if isinstance(event, Waiting):
             self._waiting = event.reason
-        if isinstance(event, JobFinished):
-            return
-        said = message(event)
-        if isinstance(event, PaceChanged):
-            was_held, self._held = self._held, event.stage in STANDSTILLS
-            if was_held and not self._held:
-                self._terminal.say("moving again")
-        if said is not None and said[0] <= self._terminal.verbosity:
-            self._terminal.say(said[1])
+        if not isinstance(event, JobFinished):
+            self._narrator(event)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Show progress while the block runs."""
-        if self._terminal.quiet or self._terminal.as_json:
-            yield
-            return
-        task = asyncio.ensure_future(self._repaint() if self._terminal.shows_progress else self._summarise())
+        tasks = [asyncio.ensure_future(work) for work in self._while_shown()]
         try:
             yield
         finally:
-            task.cancel()
+            for task in tasks:
+                task.cancel()
             if self._live is not None:
                 self._live.stop()
+            self._narrator.settle(at_once=True)
+
+    def _while_shown(self) -> Iterator[Coroutine[None, None, None]]:
+        if self._terminal.quiet:
+            return
+        yield self._settle()
+        if self._terminal.log is not None:
+            yield self._log_progress(self._terminal.log)
+        elif self._terminal.shows_progress:
+            yield self._repaint()
+        elif not self._terminal.as_json:
+            yield self._summarise()
+
+    async def _settle(self) -> None:
+        while True:
+            await self._clock.sleep(SETTLE_S)
+            self._narrator.settle()
 
     async def _repaint(self) -> None:
         console = self._terminal.err
@@ -91,6 +108,13 @@ class Display:
             supervisor = self._supervisor()
             if supervisor is not None and supervisor.status is not None:
                 self._terminal.say(one_line(supervisor.status))
+
+    async def _log_progress(self, log: Log) -> None:
+        while True:
+            await self._clock.sleep(LOG_SUMMARY_S)
+            supervisor = self._supervisor()
+            if supervisor is not None and supervisor.status is not None:
+                log.write(progress_entry(supervisor.status))
 
     # -- the picture ------------------------------------------------------------------------------------------------
 
@@ -143,3 +167,26 @@ class Display:
             Text(text),
         )
         return line
+
+
+def progress_entry(status: JobStatus) -> Entry:
+    """Where the job is, as a line of the log: the names are those of ``status --json``."""
+    return Entry(
+        event=PROGRESS,
+        message=one_line(status),
+        fields={
+            "job": status.job,
+            "state": status.state.value,
+            "phase": status.phase,
+            "rows": status.rows_done,
+            "rows_estimated": round(status.rows_estimated),
+            "progress": round(status.progress, 6),
+            "rows_per_s": round(status.rows_per_s, 1),
+            "eta_s": None if status.eta_s is None else round(status.eta_s, 1),
+            "workers": status.workers,
+            "limit_rows_per_s": status.limit_now_rows_per_s,
+            "held_by": status.held_by,
+            "reason": reason(status) or None,
+            "quarantined": status.quarantined,
+        },
+    )

@@ -1,10 +1,10 @@
-"""Looking at jobs: ``status``, ``list``, ``wait``, ``history``."""
+"""Looking at jobs: ``status``, ``list``, ``wait``."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 import click
 from rich.console import Group, RenderableType
@@ -15,13 +15,13 @@ from rich.text import Text
 from engine.cli.loop import run_async
 from engine.cli.places import Place, job_argument, ledger_database, ledger_option, open_job, open_ledger, place_of
 from engine.cli.run import CODES, code_when_done
-from engine.cli.signals import changes_text, signal_lines
+from engine.cli.signals import signal_lines
 from engine.cli.terminal import Terminal, output_options
 from engine.cli.words import STYLES, block, limit_words, one_line, proof, reason, what_next
 from engine.clock import Clock, SystemClock
 from engine.db import Database
 from engine.errors import Busy, UsageError
-from engine.ledger.records import HistoryEntry, JobStatus
+from engine.ledger.records import JobStatus
 from engine.ledger.store import Ledger
 from engine.model import JobState
 from engine.spec.misfit import Misfit
@@ -205,52 +205,3 @@ async def _until_final(terminal: Terminal, ledger: Ledger, job: str) -> JobStatu
             async with asyncio.timeout(POLL_S):
                 await news.wait()
         news.clear()
-
-
-# -- history ----------------------------------------------------------------------------------------------------------
-
-
-@click.command()
-@job_argument
-@ledger_option
-@output_options
-def history(terminal: Terminal, job: str, dsn: str | None) -> int:
-    """Show what happened to a job: when, who, what and why.  It outlives restart."""
-    entries = run_async(_history(place_of(job, dsn)))
-    if terminal.as_json:
-        terminal.json([_entry_json(entry) for entry in entries])
-        return 0
-    for entry in entries:
-        detail = _detail(entry)
-        terminal.data(f"{entry.at:%Y-%m-%d %H:%M:%S}  {entry.what:<10}  {entry.who}  {detail}".rstrip())
-    return 0
-
-
-async def _history(place: Place) -> tuple[HistoryEntry, ...]:
-    async with open_ledger(place.database) as ledger:
-        entries = await ledger.history(place.job)
-    if entries:
-        return entries
-    async with open_job(place):  # neither history nor job: say so, with the nearest name
-        return ()
-
-
-def _entry_json(entry: HistoryEntry) -> dict[str, Any]:
-    return {"at": entry.at.isoformat(), "who": entry.who, "what": entry.what, "detail": entry.detail}
-
-
-def _detail(entry: HistoryEntry) -> str:
-    """``reason: disk is filling``; what changed between two forms of the settings or orders, and only that."""
-    from engine.spec import differences  # only a change of settings needs it
-
-    rest = dict(entry.detail)
-    before, after = rest.get("from"), rest.get("to")
-    parts = []
-    if isinstance(before, dict) and isinstance(after, dict):
-        del rest["from"], rest["to"]
-        if entry.what == "pace":
-            parts.append(changes_text(before, after))
-        else:
-            parts.append("; ".join(f"{path}: {old} -> {new}" for path, old, new in differences(before, after)))
-    parts += [f"{name}: {value}" for name, value in rest.items() if value is not None]
-    return ", ".join(parts)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property, wraps
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 from rich.console import Console
@@ -17,18 +22,46 @@ from rich.text import Text
 from engine.errors import BackfillError, PreflightRefused, SpecChanged, SpecError, UsageError
 from engine.model import Finding, Severity
 
+if TYPE_CHECKING:  # loaded when used: most commands write no log
+    from engine.telemetry.entries import Entry
+    from engine.telemetry.log import Log
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 STYLES = {Severity.REFUSE: "bold red", Severity.WARN: "yellow", Severity.ADVISE: "cyan"}
 
+_WEIGHTS: Final = {logging.WARNING: "yellow", logging.ERROR: "bold red"}
+_FRAMES_SHOWN: Final = 6
+
+
+class LogFormat(StrEnum):
+    """How a long-running command writes what it has to say."""
+
+    AUTO = "auto"  # for people on a terminal, else JSON
+    HUMAN = "human"
+    JSON = "json"
+
 
 @dataclass
 class Terminal:
-    """The two streams of a command, and how much it may say."""
+    """The two streams of a command, and how much it may say.
+
+    ``log_format`` is of long-running commands, whose stderr may be a log of JSON lines; all others speak to people.
+    """
 
     as_json: bool = False
     quiet: bool = False
     verbosity: int = 0
+    log_format: LogFormat = LogFormat.HUMAN
+
+    @cached_property
+    def log(self) -> Log | None:
+        """The log, where stderr is one and not a person's screen."""
+        if self.log_format is LogFormat.HUMAN or (self.log_format is LogFormat.AUTO and sys.stderr.isatty()):
+            return None
+        from engine.telemetry.log import Log
+
+        return Log(least=logging.ERROR if self.quiet else logging.DEBUG if self.verbosity else logging.INFO)
 
     @cached_property
     def err(self) -> Console:
@@ -43,7 +76,7 @@ class Terminal:
     @property
     def shows_progress(self) -> bool:
         """True where a display that repaints itself makes sense."""
-        return self.err.is_terminal and not self.quiet and not self.as_json
+        return self.err.is_terminal and not self.quiet and not self.as_json and self.log is None
 
     def data(self, text: str) -> None:
         """A result, to stdout."""
@@ -65,11 +98,29 @@ class Terminal:
 
     def say(self, text: str, style: str = "") -> None:
         """A message, unless quiet."""
-        if not self.quiet:
+        if self.log is not None:
+            self._write("message", text.strip(), logging.INFO, {})
+        elif not self.quiet:
             self.err.print(text, style=style or None)
+
+    def tell(self, entry: Entry) -> None:
+        """What happened: a line of the log, or a sentence, unless quiet."""
+        if self.log is not None:
+            self.log.write(entry)
+        elif entry.is_for_people:
+            self.say(entry.message, _WEIGHTS.get(entry.weight, ""))
+
+    def bind(self, **fields: Any) -> None:
+        """What every line of the log tells from now on."""
+        if self.log is not None:
+            self.log.bind(**fields)
 
     def error(self, error: BackfillError) -> None:
         """An error with everything that it has to say, and what to do."""
+        if self.log is not None:
+            fields = error_json(error)
+            self._write(fields.pop("event"), fields.pop("message"), logging.ERROR, fields)
+            return
         match error:
             case SpecError():
                 self._problems(error)
@@ -87,12 +138,39 @@ class Terminal:
                 self.err.print(f"error: {error.message}{code}", style="bold red")
                 self._hint(error.hint)
 
+    def frames(self, kind: type[BaseException], trace: TracebackType | None) -> None:
+        """Where something happened that nobody expected: files, lines and functions, without values."""
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        places = [f"{f.filename}:{f.lineno} in {f.name}" for f in traceback.extract_tb(trace)[-_FRAMES_SHOWN:]]
+        if self.log is not None:
+            fields = {"exception": name, "frames": places}
+            self._write("error.place", f"where {name} came from", logging.ERROR, fields)
+            return
+        for line in (*places, name):
+            self.err.print(f"  {line}", style="dim")
+
+    def stray(self, record: logging.LogRecord) -> None:
+        """What a library had to say, without its words."""
+        kind, _, trace = record.exc_info or (None, None, None)
+        text = f"{record.name} reported {'a problem' if kind is None else kind.__name__}"
+        if self.log is not None:
+            level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.ERROR)
+            self._write("library.message", text, level, {"logger": record.name})
+        elif not self.quiet or record.levelno >= logging.ERROR:
+            self.err.print(text, style=_WEIGHTS.get(record.levelno, ""))
+        if kind is not None and self.verbosity:
+            self.frames(kind, trace)
+
     def finding(self, finding: Finding) -> None:
         """One finding of preflight: code, what was seen, what to do."""
         self.err.print(f"{finding.severity.value:>8}  {finding.code}", style=STYLES[finding.severity], end=": ")
         self.err.print(finding.message)
         if finding.remedy:
             self.err.print(f"          {finding.remedy}", style="dim")
+
+    def _write(self, event: str, text: str, level: int, fields: dict[str, Any]) -> None:
+        if self.log is not None:
+            self.log.line(level, event, text, fields)
 
     def _problems(self, error: SpecError) -> None:
         for problem in error.problems:
@@ -137,6 +215,31 @@ def finding_json(finding: Finding) -> dict[str, str]:
         "message": finding.message,
         "remedy": finding.remedy,
     }
+
+
+class StrayWords(logging.Handler):
+    """What libraries log by themselves, such as an event loop about an exception that nobody awaited.
+
+    Only who said it, how grave it is and the exception's class are told: the words might hold a value of a row.
+    """
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell of one record."""
+        self._terminal.stray(record)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Hear what nobody else hears while the block runs."""
+        root = logging.getLogger()
+        root.addHandler(self)
+        try:
+            yield
+        finally:
+            root.removeHandler(self)
 
 
 def output_options(command: Command) -> Command:

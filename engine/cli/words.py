@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from engine.cli.signals import orders_text, unit_of
+from engine.cli.signals import SIDE, orders_text, unit_of
 from engine.ledger.orders import ROWS, WAL
 from engine.ledger.records import JobStatus
 from engine.model import JobState, Phase
@@ -23,6 +23,8 @@ STYLES = {
     JobState.CANCELLED: "red",
 }
 
+NOBODY: Final = "nobody works on it"
+
 NO_PACER: Final = "no pacer"
 """How the ledger's view begins to tell that no decision is in force."""
 
@@ -33,35 +35,67 @@ _PHASES: Final[dict[str, str]] = {
     Phase.CONFIRM: "looking again at rows that seemed to differ",
     Phase.RECHECK: "looking once more at rows that were repaired",
 }
+_RETRY: Final = "retry after "
+_RETRIED: Final = {
+    "25006": "the server is read only",
+    "40001": "others changed the same rows",
+    "40P01": "a deadlock with others",
+    "53100": "the server's disk is full",
+    "53200": "the server is out of memory",
+    "53300": "the server has no connection left",
+    "55P03": "somebody else's lock",
+    "57014": "cancelled, or too slow",
+}
+"""What a SQLSTATE that a chunk is tried again after means, for those who do not know it by heart."""
+
+_BARRIER: Final = "older transactions"
+_OF_THE_SPEC: Final = {
+    "baseline": "it takes some five to fifteen seconds",
+    "table_growth": "whoever keeps the dead rows has to end, or the spec has to allow more: bloat.max_growth",
+    "window": "it goes on by itself; pace.windows of the spec say when",
+}
 _UNSAID_STAGES: Final = (None, Stage.STEADY, Stage.ALONE)
 
 
 def one_line(status: JobStatus) -> str:
     """All that an operator wants to know first: state, how far, how fast and why not faster, how long, who works."""
+    why = reason(status)
     parts = [f"{status.state.value} {numbers.percent(status.progress)} {rows(status)}"]
     if status.state.is_at_work:
         limit = limit_words(status)
         parts.append(numbers.per_second(status.rows_per_s) + (f" ({limit})" if limit else ""))
         if status.eta_s is not None:
             parts.append(f"{numbers.duration(status.eta_s)} left")
-        parts.append(numbers.counted(status.workers, "worker") if status.workers else "nobody works on it")
+        if status.workers:
+            parts.append(numbers.counted(status.workers, "worker"))
+        elif why != NOBODY:
+            parts.append(NOBODY)
         if doing := _PHASES.get(status.phase):
             parts.append(doing)
         if status.deadline is not None:
             parts.append(_lateness(status.deadline))
-    if status.quarantined:
-        parts.append(f"{numbers.counted(status.quarantined, 'row')} in quarantine")
+    if status.quarantined and status.state is not JobState.DONE:
+        parts.append(_in_quarantine(status))
     if proved := proof(status):
         parts.append(proved)
     text = ", ".join(parts)
-    return f"{text}; {why}" if (why := reason(status)) else text
+    return f"{text}; {why}" if why else text
 
 
 def proof(status: JobStatus) -> str:
-    """``verified``, or how many rows differ; empty while nobody knows."""
-    if status.state is not JobState.DONE or status.verified is None:
+    """What is known of a job that is done: ``2 rows in quarantine, verified``, or how many rows differ; empty while
+    nobody knows.
+    """
+    if status.state is not JobState.DONE:
         return ""
-    return "verified" if status.verified else _differing(status)
+    parts = [_in_quarantine(status)] if status.quarantined else []
+    if status.verified is not None:
+        parts.append("verified" if status.verified else _differing(status))
+    return ", ".join(parts)
+
+
+def _in_quarantine(status: JobStatus) -> str:
+    return f"{numbers.counted(status.quarantined, 'row')} in quarantine"
 
 
 def _unequal(status: JobStatus) -> int:
@@ -86,7 +120,7 @@ def rows(status: JobStatus) -> str:
 
 def limit_words(status: JobStatus) -> str:
     """``limit 3,200 by read_latency 6.1ms of 5ms``: what keeps it from going faster; empty when nothing does."""
-    if status.limit_now_rows_per_s is None or status.held_by:
+    if status.limit_now_rows_per_s is None or status.held_by or status.state.is_final:
         return ""
     why = status.pace_reason or ""
     if status.leads and why.startswith(status.leads) and status.leads in _LIMITS:
@@ -101,7 +135,7 @@ def reason(status: JobStatus) -> str:
     if status.state is JobState.FAILED:
         return status.error_message or "for an unknown reason"
     if not status.waiting:
-        return ""
+        return NOBODY if status.state.is_at_work and not status.workers else ""
     if status.state.is_final or status.state is JobState.PAUSED or status.waiting.startswith(NO_PACER):
         return status.waiting
     if status.held_by:
@@ -109,7 +143,12 @@ def reason(status: JobStatus) -> str:
     limited_by = {RATE_LIMIT, *_LIMITS, status.leads, *(signal.get("name") for signal in status.signals)}
     if status.waiting in limited_by and limit_words(status):
         return ""  # the limit says it
-    return f"waiting for: {status.waiting}"
+    return f"waiting for: {status.waiting}{_meaning(status.waiting)}"
+
+
+def _meaning(waiting: str) -> str:
+    meaning = _RETRIED.get(waiting.removeprefix(_RETRY)) if waiting.startswith(_RETRY) else None
+    return f" ({meaning})" if meaning else ""
 
 
 def what_next(status: JobStatus) -> str:
@@ -131,10 +170,25 @@ def what_next(status: JobStatus) -> str:
             return "backfill resume lets it go on"
         case JobState.VERIFYING if not status.workers:
             return f"backfill verify {status.job} goes on with it"
+        case JobState.PLANNED | JobState.RUNNING if (status.waiting or "").startswith(_BARRIER):
+            return "they have to commit, roll back or be ended; then whoever runs the job goes on by itself"
         case JobState.PLANNED | JobState.RUNNING if not status.workers:
             return "start workers by backfill run or backfill worker"
+        case JobState.RUNNING | JobState.VERIFYING if status.held_by:
+            return _when_held(status, status.held_by)
+        case JobState.RUNNING | JobState.VERIFYING if (status.waiting or "").startswith(NO_PACER):
+            return "another process takes over within seconds; if none does, end the one that is named as pacer"
+        case JobState.RUNNING | JobState.VERIFYING if status.waiting == f"{_RETRY}55P03":
+            return "it goes on by itself when the lock is free; pg_blocking_pids() tells who holds it"
         case _:
             return ""
+
+
+def _when_held(status: JobStatus, held_by: str) -> str:
+    signal = held_by.partition(SIDE)[0]
+    if held_by in {seen.get("name") for seen in status.signals}:
+        return f"it goes on by itself; backfill pace {status.job} --off {signal} lets it go on without that signal"
+    return _OF_THE_SPEC.get(held_by, "")
 
 
 def block(status: JobStatus) -> list[tuple[str, str]]:
@@ -151,8 +205,8 @@ def block(status: JobStatus) -> list[tuple[str, str]]:
     ]
     if status.source == status.target:
         details[1:3] = [("table", status.source)]
-    if status.waits:
-        details.append(("waited", waits(status)))
+    if waited := waits(status):
+        details.append(("waited", waited))
     if status.verification is not None:
         details.append(("verified", _verification(status)))
     if status.quarantined:
@@ -177,8 +231,8 @@ def _verification(status: JobStatus) -> str:
 
 def waits(status: JobStatus) -> str:
     """``24 s read_latency, 3 s baseline``: what the workers have waited for so far, the longest first."""
-    longest = sorted(status.waits.items(), key=lambda item: -item[1])
-    return ", ".join(f"{numbers.duration(seconds)} {why}" for why, seconds in longest)
+    longest = sorted(((seconds, why) for why, seconds in status.waits.items() if seconds > 0), reverse=True)
+    return ", ".join(f"{numbers.duration(seconds)} {why}" for seconds, why in longest)
 
 
 def pace_line(status: JobStatus) -> str:
@@ -199,7 +253,7 @@ def pace_block(status: JobStatus, unit: Callable[[str], str | None]) -> list[tup
         limit = "none"
     else:
         limit = numbers.per_second(status.limit_now_rows_per_s)
-    details = [("limit", limit)]
+    details = [] if status.state.is_final else [("limit", limit)]
     if status.pace_reason:
         details.append(("because", status.pace_reason))
     if status.stage is not None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import closing
 
 import click
 
+from engine.cli.log_option import log_option
 from engine.cli.loop import run_async
+from engine.cli.metrics import MetricsOptions, Observer, metrics_options
 from engine.cli.places import dsn_of
 from engine.cli.progress import Display
 from engine.cli.terminal import Terminal, output_options
+from engine.db import Database
 from engine.events import Event, JobFinished
 from engine.fleet import Lent, Pool
 from engine.fleet.pool import DEFAULT_VARIABLES, JobLeftAside
 from engine.fleet.signals import exit_code
+from engine.model import Side
 from engine.spec import Dsn
 from engine.spec.models import MAX_WORKERS
-from engine.telemetry import JsonLines, message, tee
+from engine.telemetry import JsonLines, tee
+from engine.telemetry.entries import Entry, Weight, ended
 
 
 @click.command()
@@ -28,9 +34,12 @@ from engine.telemetry import JsonLines, message, tee
 @click.option("--env", "variables", multiple=True, metavar="NAME", help="A variable that a job's dsn may refer to.")
 @click.option("--allow-url", "urls", multiple=True, metavar="URL", help="An address that signals of jobs may ask.")
 @click.option("--once", is_flag=True, help="End when no job is left to work.")
+@metrics_options
+@log_option
 @output_options
 def worker(
     terminal: Terminal,
+    metrics: MetricsOptions,
     dsn: str | None,
     source_dsn: str | None,
     jobs: tuple[str, ...],
@@ -51,23 +60,38 @@ def worker(
         variables=frozenset((*DEFAULT_VARIABLES, *variables)),
         urls=frozenset(urls),
     )
-    return run_async(_work(terminal, lent, jobs, workers, once=once))
+    with closing(Observer(terminal, metrics)) as observer:
+        return run_async(_work(terminal, lent, observer, jobs, workers, once=once))
 
 
-async def _work(terminal: Terminal, lent: Lent, jobs: tuple[str, ...], workers: int | None, *, once: bool) -> int:
+async def _work(
+    terminal: Terminal, lent: Lent, observer: Observer, jobs: tuple[str, ...], workers: int | None, *, once: bool
+) -> int:
     display = Display(terminal, lambda: pool.supervisor)
 
     def tell(event: Event) -> None:
         if isinstance(event, JobLeftAside):
-            terminal.say(f"{event.job} is left aside: {event.reason}", "yellow")
-        elif isinstance(event, JobFinished) and (said := message(event)) is not None:
-            terminal.say(said[1])
+            terminal.tell(left_aside(event))
+        elif isinstance(event, JobFinished):
+            terminal.tell(ended(event))
         display(event)
 
-    emit = tee(tell, JsonLines(sys.stdout)) if terminal.as_json else tell
+    emit = tee(tell, JsonLines(sys.stdout), observer) if terminal.as_json else tee(tell, observer)
     pool = Pool(lent, workers=workers, only=jobs, once=once, emit=emit)
-    with display.shown():
-        await pool.run()
-    if pool.interrupted is not None:
-        return exit_code(pool.interrupted)
+    async with observer.beside(Database(lent.target, side=Side.TARGET), lambda: pool.supervisor, emit):
+        with display.shown():
+            await pool.run()
+        if pool.interrupted is not None:
+            return exit_code(pool.interrupted)
+        await observer.linger()
     return max((error.exit_code for error in pool.errors.values()), default=0)
+
+
+def left_aside(event: JobLeftAside) -> Entry:
+    """A job that this host does not work."""
+    return Entry(
+        event=event.name,
+        message=f"{event.job} is left aside: {event.reason}",
+        weight=Weight.WARNING,
+        fields={"job": event.job, "reason": event.reason},
+    )

@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 from engine.events import Emit, Event, JobFinished
 from engine.flow.result import RunResult
 
+_DIGITS: Final = 6
 _SECONDS_DIGITS: Final = 3
 _RATE_DIGITS: Final = 1
 
@@ -43,10 +44,23 @@ class JsonLines:
         if self._stream is None:
             return
         try:
-            self._stream.write(json.dumps(item) + "\n")
+            self._stream.write(json.dumps(_rounded(item)) + "\n")
             self._stream.flush()
         except (OSError, ValueError):  # ValueError: the stream was closed
             self._stream = None
+
+
+def _rounded(value: Any) -> Any:
+    """Without digits that nobody measured: microseconds are enough of any time, and a run writes many lines."""
+    match value:
+        case float():
+            return round(value, _DIGITS)
+        case Mapping():
+            return {name: _rounded(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_rounded(item) for item in value]
+        case _:
+            return value
 
 
 def tee(*listeners: Emit) -> Emit:

@@ -22,6 +22,7 @@ from engine.events import (
     SpanReleased,
     StateChanged,
     Waiting,
+    Warned,
 )
 from engine.model import JobState, Phase
 from engine.pace.law import Stage
@@ -72,6 +73,8 @@ def message(event: Event) -> tuple[Level, str] | None:
             limit = "no limit" if event.limit_rows_per_s is None else numbers.per_second(event.limit_rows_per_s)
             why = f" by {event.reason}" if event.reason else ""
             return Level.VERBOSE, f"pace: {event.stage}, {limit}{why}"
+        case Warned():
+            return Level.NORMAL, f"warning: {event.message}"
         case ChunkCancelled():
             return Level.NORMAL, f"cancelled a chunk, to be tried again: {event.reason}"
         case DeadlineLate():

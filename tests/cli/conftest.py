@@ -21,6 +21,8 @@ from engine.cli.main import main
 from tests.support.databases import FreshDatabase, TwoDatabases
 
 PATIENCE_S = 30.0
+PIPE_BYTES = 1 << 20
+"""Nobody reads while a process runs: what it says must fit into the pipe, or it would stand still."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Cli:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            pipesize=PIPE_BYTES,
             env={**os.environ, **environment},
         )
         self.started.append(Started(process))
@@ -98,6 +101,7 @@ def no_connection_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("PGHOST", "/nonexistent")
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("BACKFILL_LOG_FORMAT", "human")  # most tests read sentences; test_log.py looks at the default
 
 
 @pytest.fixture
