@@ -19,10 +19,12 @@ DEBUG_KERNELS := $(VENV)/.debug-kernels
 
 # What each kind of work adds to the package itself; see [project.optional-dependencies].
 EXTRAS_demo := embedded
-EXTRAS_test := embedded,test
+EXTRAS_test := embedded,test,grafana
+EXTRAS_pictures := embedded,test,grafana,bench
 EXTRAS_lint := lint
 
-.PHONY: help demo test quick test-debug faults lint format type docs bench bench-smoke build check-wheel clean
+.PHONY: help demo test quick test-debug faults lint format type docs bench bench-smoke dashboards pictures build check-wheel \
+	clean
 .DELETE_ON_ERROR:
 
 help: ## what can be made
@@ -75,6 +77,12 @@ bench: $(VENV)/.ready-demo ## ours and the yardsticks, side by side; takes a whi
 bench-smoke: $(VENV)/.ready-demo ## every benchmark once, small: that it runs, not how fast
 	$(BIN)/python -m bench --smoke $(ARGS)
 
+dashboards: $(VENV)/.ready-test ## write grafana/dashboards anew from grafana/build
+	$(BIN)/python -m grafana.build
+
+pictures: $(VENV)/.ready-pictures ## record jobs of every kind and draw the dashboards, into docs/pictures
+	$(BIN)/python -m grafana.pictures $(ARGS)
+
 build: $(VENV)/.installed ## a wheel, in dist/
 	rm -rf dist
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
@@ -87,6 +95,8 @@ check-wheel: build ## install the wheel into a venv of its own and use it from e
 	cd / && "$(CURDIR)/build/wheel-venv/bin/python" -I -c \
 		"import engine, engine._native.copybin, engine._native.keyspace; print(engine.__file__)"
 	cd / && "$(CURDIR)/build/wheel-venv/bin/backfill" --version
+	build/wheel-venv/bin/backfill dashboards export build/wheel-venv/grafana
+	test -s build/wheel-venv/grafana/dashboards/overview.json && test -s build/wheel-venv/grafana/alerts/backfill.rules.yaml
 	rm -rf build/wheel-venv
 
 clean: ## remove whatever was built

@@ -1,4 +1,5 @@
-"""Builds the Cython kernels of ``engine/_native``; everything else about the package is in ``pyproject.toml``.
+"""Builds the Cython kernels of ``engine/_native``, and packs the files that ``backfill dashboards export`` writes;
+everything else about the package is in ``pyproject.toml``.
 
 ``BACKFILL_DEBUG=1`` builds them with bounds, initialisation and overflow checks and without optimisation, which is
 what ``make test-debug`` tests.
@@ -7,14 +8,18 @@ what ``make test-debug`` tests.
 from __future__ import annotations
 
 import os
+import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 DEBUG = os.environ.get("BACKFILL_DEBUG", "") not in ("", "0")
 KERNELS = Path("engine/_native")
+DASHBOARDS = Path("grafana")
 
 DIRECTIVES: dict[str, object] = {
     "language_level": 3,
@@ -44,11 +49,34 @@ def kernels() -> list[Extension]:
     ]
 
 
+class WithDashboards(build_py):
+    """Puts the files for Grafana into the package; an editable install uses those of ``grafana`` itself."""
+
+    def run(self) -> None:
+        """Build the modules, and add the files."""
+        super().run()
+        if not self.editable_mode:
+            pack(Path(self.build_lib))
+
+
+def pack(library: Path) -> None:
+    """Copy the files to where ``engine.telemetry.boards`` looks for them first."""
+    is_exported = runpy.run_path("engine/telemetry/boards.py")["is_exported"]
+    target = library / "engine" / "telemetry" / "grafana"
+    shutil.rmtree(target, ignore_errors=True)
+    for path in DASHBOARDS.rglob("*"):
+        if path.is_file() and is_exported(path):
+            copy = target / path.relative_to(DASHBOARDS)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
 setup(
+    cmdclass={"build_py": WithDashboards},
     ext_modules=cythonize(
         kernels(),
         compiler_directives=DIRECTIVES,
         # Directives are no input that Cython watches: without a folder each, one kind would pass for the other.
         build_dir=f"build/cython-{'debug' if DEBUG else 'release'}",
-    )
+    ),
 )
