@@ -141,7 +141,9 @@ def found_in(said: list[tuple[str, str]]) -> list[str]:
 def found_in_ledger(database: FreshDatabase, *, but_for: str = "") -> list[str]:
     """Rows of the ledger that hold a canary where no key may be."""
     found = []
-    tables = database.sql("SELECT relname FROM pg_class WHERE relnamespace = 'backfill'::regnamespace AND relkind = 'r'")
+    tables = database.sql(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'backfill'::regnamespace AND relkind = 'r'"
+    )
     assert len(tables.split()) >= 10
     for table in tables.split():
         row = f"to_jsonb(t) - ARRAY[{', '.join(map(repr, sorted(ALLOWED.get(table, {'-'}))))}]"

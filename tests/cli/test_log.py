@@ -18,6 +18,10 @@ import pytest
 import engine.cli.run
 import engine.cli.worker
 from engine.cli import progress
+from engine.cli.progress import Display
+from engine.cli.terminal import LogFormat, Terminal
+from engine.clock import ManualClock
+from engine.events import PaceChanged
 from tests.cli.conftest import Cli, Outcome
 from tests.support.databases import FreshDatabase
 
@@ -216,6 +220,28 @@ def test_a_held_job_says_so_once_and_by_which_signal(backfill: Cli, shop: FreshD
     assert len(held) == 1
     assert held[0]["message"] == "held: queue 9 > 5"
     assert "job.moving" in names(done)
+
+
+async def test_what_came_too_soon_is_said_a_little_later_or_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = ManualClock()
+    display = Display(Terminal(log_format=LogFormat.JSON), lambda: None, clock)
+
+    def pace(stage: str) -> None:
+        display(PaceChanged(job="j", stage=stage, leads="queue", reason="queue 9 > 5", limit_rows_per_s=None))
+
+    def said() -> list[str]:
+        return [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+
+    with display.shown():
+        for stage in ("held", "steady", "held"):
+            pace(stage)
+        assert said() == ["job.held", "job.moving"]
+        await clock.advance(12)
+        assert said() == ["job.held"]
+        for stage in ("steady", "held"):
+            pace(stage)
+        assert said() == ["job.moving"]
+    assert said() == ["job.held"]
 
 
 def test_on_a_terminal_it_is_sentences_and_a_display(shop: FreshDatabase, spec) -> None:

@@ -161,7 +161,6 @@ class Story:
     def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait until it holds; meanwhile note the alerts that fire."""
         deadline = time.monotonic() + PATIENCE_S
-        print(round(time.time() - self.began, 1), what, flush=True)
         while not condition():
             for runner in self.runners:
                 if runner not in self.killed and runner.process.poll() not in (None, 0, 6, 143):
@@ -233,7 +232,6 @@ def _tell(story: Story) -> None:
         story.until(lambda wanted=(alert, job): wanted in story.fired, f"{alert}")
     held.process.send_signal(signal.SIGTERM)
     held.process.wait(PATIENCE_S)
-    story.until(lambda: ("BackfillJobUnwatched", "held") in story.fired, "BackfillJobUnwatched")
     story.ended = time.time()
     story.status = {job: _status(story.database, job) for job in SPECS}
 
