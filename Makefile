@@ -34,8 +34,8 @@ demo: $(VENV)/.ready-demo ## build everything, start a private PostgreSQL and ru
 	$(BIN)/backfill demo $(ARGS)
 
 test: $(VENV)/.ready-test ## build everything and run all tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone" $(ARGS) $(OR_NONE_CHOSEN)
-	$(BIN)/python -m pytest -m alone $(ARGS) $(OR_NONE_CHOSEN)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone and not long" $(ARGS) $(OR_NONE_CHOSEN)
+	$(BIN)/python -m pytest -m "alone and not long" $(ARGS) $(OR_NONE_CHOSEN)
 
 quick: $(VENV)/.ready-test ## the tests that need no server
 	$(BIN)/python -m pytest tests/unit tests/native -m "not slow" $(ARGS)
@@ -49,7 +49,7 @@ test-debug: $(VENV)/.ready-test ## the kernels' tests, with bounds and overflow 
 
 faults: $(VENV)/.ready-test ## kill, cut and starve, with more rounds than `make test`
 	HYPOTHESIS_PROFILE=thorough BACKFILL_FAULT_ROUNDS=$${BACKFILL_FAULT_ROUNDS:-10} \
-		$(BIN)/python -m pytest -m faults --timeout=1800 $(ARGS)
+		$(BIN)/python -m pytest -m "faults or long" --timeout=1800 $(ARGS)
 	$(BIN)/python -m tests.faults.stress --rows 3000000 --kills 50 --writers 2 --row-delay-us 30
 	$(BIN)/python -m tests.faults.stress --rows 3000000 --kills 50 --writers 3 --row-delay-us 30 --ours --mode update \
 		--mode insert
@@ -77,8 +77,8 @@ bench: $(VENV)/.ready-demo ## ours and the yardsticks, side by side; takes a whi
 bench-smoke: $(VENV)/.ready-demo ## every benchmark once, small: that it runs, not how fast
 	$(BIN)/python -m bench --smoke $(ARGS)
 
-dashboards: $(VENV)/.ready-test ## write grafana/dashboards anew from grafana/build
-	$(BIN)/python -m grafana.build
+dashboards: $(VENV)/.ready-test ## write grafana/dashboards anew from grafana/boards
+	$(BIN)/python -m grafana.boards
 
 pictures: $(VENV)/.ready-pictures ## record jobs of every kind and draw the dashboards, into docs/pictures
 	$(BIN)/python -m grafana.pictures $(ARGS)

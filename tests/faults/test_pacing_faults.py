@@ -54,7 +54,9 @@ async def broken(database: FreshDatabase, how: str) -> Callable[[], None]:
     return mend
 
 
-@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize(
+    "how", ["dropped", "hanging", *(pytest.param(how, marks=pytest.mark.long) for how in ("null", "nan"))]
+)
 async def test_a_query_that_fails_holds_the_job_until_it_works_again(database: FreshDatabase, how: str) -> None:
     database.sql(MEND)
     running = await start(filling(database, listening_to(QUEUE), rows=FEW, nap_s=NAP_S))
@@ -73,7 +75,7 @@ async def test_a_query_that_fails_holds_the_job_until_it_works_again(database: F
     assert running.count(LeaseLost) == 0
 
 
-@pytest.mark.parametrize("how", ["dropped", "nan"])
+@pytest.mark.parametrize("how", ["dropped", pytest.param("nan", marks=pytest.mark.long)])
 async def test_a_failure_that_may_be_ignored_is_shown_and_ignored(database: FreshDatabase, how: str) -> None:
     database.sql(MEND)
     ignoring = replace(QUEUE, ignore_failure=True)
@@ -214,7 +216,7 @@ async def ride(database: FreshDatabase, gate: Gate, pace: Pace) -> Ride:
     return Ride(await start(spec.model_copy(update={"source": source}), workers=2), gate)
 
 
-@pytest.mark.parametrize("how", ["cut", "swallow"])
+@pytest.mark.parametrize("how", [pytest.param("cut", marks=pytest.mark.long), "swallow"])
 async def test_no_rate_rises_while_nobody_sees(database: FreshDatabase, how: str) -> None:
     async with Somebody(database), Gate(database.server.host, database.server.port) as gate:
         job = await ride(database, gate, listening_to(STEERING))
@@ -251,7 +253,7 @@ async def test_a_probe_with_a_maximum_closes_its_gate_when_it_is_cut_off(databas
         await job.running.drained()
 
 
-@pytest.mark.parametrize("how", ["cut", "swallow"])
+@pytest.mark.parametrize("how", [pytest.param("cut", marks=pytest.mark.long), "swallow"])
 async def test_who_can_no_longer_see_others_is_not_alone(database: FreshDatabase, how: str) -> None:
     async with Gate(database.server.host, database.server.port) as gate:
         job = await ride(database, gate, listening_to(STEERING))

@@ -19,7 +19,13 @@ from engine.ledger.orders import PaceOrders, SignalOrder
 from engine.spec import ChunkLimits
 from engine.spec.pacing import Bloat, Pace
 from engine.spec.signals import SignalKind, SignalSpec, SignalUnit
-from tests.support.databases import QUIET, FreshDatabase, create_database, on_each_major
+from tests.support.databases import (
+    QUIET,
+    FreshDatabase,
+    create_database,
+    on_each_major,
+    on_the_newest_and_long_on_others,
+)
 from tests.support.jobs import SHORT, Running, in_place, start
 from tests.support.pacing import (
     Onlooker,
@@ -47,7 +53,7 @@ NAP_S = 0.005
     ("major", "budget", "reason"),
     [
         (16, SignalSpec(kind=SignalKind.REPLICATION_LAG, maximum=256 * 1024, in_bytes=True), "KiB > 256KiB"),
-        (18, SignalSpec(kind=SignalKind.REPLICATION_LAG, maximum=1.0), "s > 1s"),
+        pytest.param(18, SignalSpec(kind=SignalKind.REPLICATION_LAG, maximum=1.0), "s > 1s", marks=pytest.mark.long),
     ],
     ids=["16-bytes", "18-seconds"],
 )
@@ -271,7 +277,7 @@ def unfilled(database: FreshDatabase) -> int:
     return int(database.sql("SELECT count(*) FROM w WHERE filled IS DISTINCT FROM c * 2"))
 
 
-@on_each_major
+@on_the_newest_and_long_on_others
 async def test_a_table_stays_in_its_budget(database: FreshDatabase) -> None:
     spec, before = wide(database)
     running = await start(spec, workers=2)

@@ -17,7 +17,7 @@ from engine.db.vacuum import Look, look, vacuum
 from engine.events import Event
 from engine.flow.vacuum import VacuumKeeper
 from engine.model import Side, TableName
-from tests.support.databases import FreshDatabase, on_each_major
+from tests.support.databases import FreshDatabase, on_each_major, on_the_newest_and_long_on_others
 
 ROWS = 300_000
 CHUNK = 1_000
@@ -114,7 +114,7 @@ def sessions(database: FreshDatabase) -> list[str]:
     ).splitlines()
 
 
-@on_each_major
+@on_the_newest_and_long_on_others
 async def test_a_table_updated_in_place_stays_within_its_budget(database: FreshDatabase) -> None:
     before = make_table(database)
     work = Work(database, before)
@@ -147,7 +147,7 @@ async def test_hot_updates_need_no_vacuum(database: FreshDatabase) -> None:
     assert work.held == set()
 
 
-@on_each_major
+@on_the_newest_and_long_on_others
 async def test_an_old_snapshot_holds_the_job_by_name_until_it_ends(database: FreshDatabase) -> None:
     before = make_table(database)
     other = await database.connect(server_settings={"application_name": "nightly_dump"})
@@ -266,7 +266,7 @@ async def test_a_vacuum_that_somebody_ends_is_tried_again(database: FreshDatabas
         await until(lambda: keeper.growth.vacuums == 1)
 
 
-@on_each_major
+@on_the_newest_and_long_on_others
 async def test_each_partition_is_kept_within_its_budget(database: FreshDatabase) -> None:
     database.sql(f"""
         CREATE TABLE t (id int PRIMARY KEY, c int, filled int, note text) PARTITION BY RANGE (id);

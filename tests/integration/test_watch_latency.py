@@ -18,7 +18,7 @@ from engine.model import KeyColumn, KeyValue, Side, TableName
 from engine.pace.law import Reading, SignalPolicy, Unit
 from engine.watch import ProbeFailed, Watcher
 from engine.watch.latency import CommitProbe, QueryProbe, ReadProbe
-from tests.support.databases import FreshDatabase, on_each_major
+from tests.support.databases import FreshDatabase, on_each_major, on_the_newest_and_long_on_others
 from tests.support.gate import Gate
 
 POLICY = SignalPolicy(name="latency", unit=Unit.SECONDS)
@@ -201,7 +201,7 @@ async def readings(watcher: Watcher, seconds: float) -> list[Reading]:
     return list(watcher.take())
 
 
-@on_each_major
+@on_the_newest_and_long_on_others
 async def test_a_frozen_server_process_shows_at_once_and_stops_nobody_else(database: FreshDatabase) -> None:
     make_rows(database)
     connection = await at(database).connect("setup")

@@ -19,6 +19,14 @@ MAJORS = (16, 18)
 on_each_major = pytest.mark.parametrize("server", MAJORS, indirect=True, ids=[f"pg{major}" for major in MAJORS])
 """Runs a test that uses ``server``, ``database`` or ``databases`` on each of them."""
 
+on_the_newest_and_long_on_others = pytest.mark.parametrize(
+    "server",
+    [pytest.param(major, marks=() if major == max(MAJORS) else pytest.mark.long) for major in MAJORS],
+    indirect=True,
+    ids=[f"pg{major}" for major in MAJORS],
+)
+"""As above; but only ``make faults`` asks for the older ones."""
+
 QUIET = {
     "autovacuum_naptime": "1min",  # tests that want it lower the table's own settings, or call VACUUM
     "log_min_messages": "fatal",

@@ -15,8 +15,9 @@ UNTESTED_VERSION_NUM: Final = 190000
 """As server_version_num: the first major version that the test suite does not run against.  Connecting has refused
 those that are too old."""
 
-# Beside the workers: the control session, two latency probes, two watchers, one for VACUUM or for ending old sessions.
-_OTHER_SESSIONS: Final = 6
+# Beside the workers: the control session, two latency probes, two watchers, one for VACUUM or for ending old sessions,
+# and for metrics the reporter's and the one that reads the server's vitals.
+_OTHER_SESSIONS: Final = 8
 _WORKERS_PER_WALKER: Final = 2  # who looks for the bounds of chunks, on the source
 _SHOWN: Final = 3
 
