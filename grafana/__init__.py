@@ -1,1 +1,1 @@
-"""Dashboards and what goes with them: made by ``grafana.build``, drawn for the documents by ``grafana.pictures``."""
+"""Dashboards and what goes with them: made by ``grafana.boards``, drawn for the documents by ``grafana.pictures``."""

@@ -36,7 +36,7 @@ def gate(terminal: Terminal, job: str, dsn: str | None, source_dsn: str | None) 
     in quarantine; the target's server has lost nothing. Exits with 0 when all of it holds, with 6 when the last
     verification found differences, and with 7 otherwise. Changes nothing.
     """
-    found = run_async(look_at_gate(spec_of(job, dsn, source_dsn)))
+    found = run_async(look_at_gate(spec_of(job, dsn, source_dsn, listens=False)))
     if terminal.as_json:
         terminal.json(found.as_json())
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 
 from engine.cli.loop import run_async
 from engine.cli.places import Place, dsn_of, open_job, place_of
@@ -10,10 +12,14 @@ from engine.fleet import Lent
 from engine.spec import Dsn, JobSpec
 
 
-def spec_of(job: str, dsn: str | None, source_dsn: str | None) -> JobSpec:
+def spec_of(
+    job: str, dsn: str | None, source_dsn: str | None, *, urls: Sequence[str] = (), listens: bool = True
+) -> JobSpec:
     """The spec of a job with this terminal's connections: its file, or what the ledger keeps of it.
 
-    Raises ``UsageError`` where a job between two databases is named and its source's connection is not known.
+    ``urls``: addresses that signals of the ledger's job may ask.  ``listens`` False: the command asks no signal, so the
+    spec of a job that is given by its name has none.  Raises ``UsageError`` where a job between two databases is named
+    and its source's connection is not known.
     """
     place = place_of(job, dsn)
     if place.spec is not None:
@@ -21,10 +27,15 @@ def spec_of(job: str, dsn: str | None, source_dsn: str | None) -> JobSpec:
     lent = Lent(
         target=Dsn.from_environment(os.environ) if dsn is None else dsn_of(dsn, "--dsn"),
         source=None if source_dsn is None else dsn_of(source_dsn, "--source-dsn"),
+        urls=frozenset(urls),
     )
-    return run_async(_known(place, lent))
+    return run_async(_known(place, lent, listens=listens))
 
 
-async def _known(place: Place, lent: Lent) -> JobSpec:
+async def _known(place: Place, lent: Lent, *, listens: bool) -> JobSpec:
     async with open_job(place) as ledger:
-        return lent.spec_of(await ledger.job(place.job))
+        job = await ledger.job(place.job)
+    pace = job.spec.get("pace")
+    if not listens and isinstance(pace, dict):
+        job = replace(job, spec=job.spec | {"pace": pace | {"signals": []}})
+    return lent.spec_of(job)

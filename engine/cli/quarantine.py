@@ -133,7 +133,8 @@ def retry(
     runs. Exits with 7 when rows cannot be written now either.
     """
     chosen = _chosen(ids, everything=everything)
-    return run_async(_retry(terminal, place_of(job, dsn), spec_of(job, dsn, source_dsn), chosen))
+    spec = spec_of(job, dsn, source_dsn, listens=False)
+    return run_async(_retry(terminal, place_of(job, dsn), spec, chosen))
 
 
 async def _retry(terminal: Terminal, place: Place, spec: JobSpec, ids: tuple[int, ...] | None) -> int:

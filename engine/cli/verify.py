@@ -36,6 +36,7 @@ _LONGEST_SETTLE_S: Final = 60.0
 @click.option("--delete-extra", is_flag=True, help="With --repair: delete rows that only the target holds.")
 @click.option("--settle", metavar="DURATION", help=f"Between two looks at a row that differs. Default: {SETTLE_S:g}s.")
 @click.option("--workers", type=click.IntRange(1, MAX_WORKERS), metavar="N", help="Default: as the job says.")
+@click.option("--allow-url", "urls", multiple=True, metavar="URL", help="An address that the job's signals may ask.")
 @click.option("--show-rows", is_flag=True, help=f"List keys of rows that differ, {SHOWN_ROWS} at most.")
 @output_options
 def verify(
@@ -47,6 +48,7 @@ def verify(
     delete_extra: bool,
     settle: str | None,
     workers: int | None,
+    urls: tuple[str, ...],
     show_rows: bool,
 ) -> int:
     """Compare source and target, row by row, while both are being written.
@@ -56,7 +58,7 @@ def verify(
     looked at once more; rows that only the target holds are left, unless --delete-extra is given, too. Exits with 0
     when both sides agree and with 6 when they do not.
     """
-    spec = spec_of(job, dsn, source_dsn)
+    spec = spec_of(job, dsn, source_dsn, urls=urls)
     if workers is not None:
         spec = spec.model_copy(update={"workers": workers})
     show = SHOWN_ROWS if show_rows else 0

@@ -45,6 +45,7 @@ class Fault(StrEnum):
 
 FENCE_SQLSTATE: Final = "BF001"
 TOO_MANY_SQLSTATE: Final = "BF002"  # of backfill.set_aside: as many rows are set aside as the job allows
+_NOT_SUPPORTED: Final = "0A000"
 OUR_SQLSTATES: Final = "BF"  # what the ledger's own functions raise is never a row's fault
 CONNECTION_FAILURE: Final = "08006"  # what we report for losses that have no SQLSTATE of the server's
 
@@ -246,6 +247,8 @@ def _fault(error: asyncpg.PostgresError, sqlstate: str, action: Action) -> Fault
         return Fault.ROW  # a user's code refuses the row, with whatever SQLSTATE it liked
     if not raised and _text(error, "schema_name") in _NOT_USERS:
         return Fault.NONE
+    if sqlstate == _NOT_SUPPORTED and _text(error, "server_source_filename") == "numeric.c":
+        return Fault.ROW  # NaN and infinity as an integer: a value, not a feature, is what is not supported
     return _FAULTS.get(sqlstate, _CLASS_FAULTS.get(sqlstate[:2], Fault.NONE))
 
 

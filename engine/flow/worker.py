@@ -63,6 +63,8 @@ NO_SPAN: Final = "no span left to claim"
 CLAIMING: Final = "claiming a span"
 PARKED: Final = "parked"
 RATE_WINDOW_S: Final = 3.0
+SLOWEST_PER_S: Final = 0.01
+"""A speed below is none: the average of one that stands still only fades."""
 
 
 class _Lost(Exception):
@@ -593,4 +595,5 @@ class Worker:
             weight = min(1.0, elapsed_s / RATE_WINDOW_S)
             self._rate += (fresh - self._rate) * weight
             self._rate_at, self._rows_since = now, 0
-        return Heartbeat(self.id, max(0.0, self._rate), self.retries, self.waiting, dict(self.waits))
+        rate = self._rate if self._rate >= SLOWEST_PER_S else 0.0
+        return Heartbeat(self.id, rate, self.retries, self.waiting, dict(self.waits))

@@ -176,12 +176,12 @@ class BucketCore:
 
     def set_waiting(self, now: float, waiting: int) -> None:
         """Say how many chunks wait from now on."""
-        if (waiting > 0) is not (self._waiting > 0):
+        if waiting != self._waiting:
             self._advance(now)
         self._waiting = waiting
 
     def waits(self, now: float) -> dict[str, float]:
-        """Wall-clock seconds in which at least one chunk waited, by reason, since the bucket was made."""
+        """Seconds that chunks waited, summed over those that waited at once, by reason, since the bucket was made."""
         self._advance(now)
         return dict(self._waits)
 
@@ -212,7 +212,7 @@ class BucketCore:
                 self._window_held_s += elapsed_s
             else:
                 self._window_limited_s += elapsed_s
-            self._waits[self.reason] = self._waits.get(self.reason, 0.0) + elapsed_s
+            self._waits[self.reason] = self._waits.get(self.reason, 0.0) + elapsed_s * self._waiting
         if self._rate is not None:
             self._balance = min(self._balance + self._rate * elapsed_s, max(self._balance, self._ceiling()))
 
@@ -289,7 +289,7 @@ class TokenBucket:
 
     @property
     def waits(self) -> dict[str, float]:
-        """Wall-clock seconds in which at least one chunk waited, by reason, up to now."""
+        """Seconds that chunks waited, summed over those that waited at once, by reason, up to now."""
         return self._core.waits(self._clock.now())
 
     def take_usage(self) -> Usage:

@@ -79,7 +79,7 @@ def _histogram(name: str, labels: str, unit: str, text: str, buckets: tuple[floa
     return Metric(name, Kind.HISTOGRAM, owner, tuple(labels.split()), unit, text, buckets=buckets)
 
 
-CHUNK_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+CHUNK_SECONDS: Final = (0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 CHUNK_ROWS: Final = (10.0, 50.0, 100.0, 500.0, 1e3, 5e3, 1e4, 5e4, 1e5)
 PROBE_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
@@ -102,7 +102,7 @@ WORK: Final = (
         "held_seconds_total",
         "job reason",
         "s",
-        "Seconds of waiting, by what for: of each worker; for the pace once a process, however many of them wait.",
+        "Worker-seconds of waiting, by what for.",
     ),
     _counter("wal_bytes_total", "job", "bytes", "WAL that the job caused: exact from PostgreSQL 18 on.", Owner.LEADER),
     _counter("spans_claimed_total", "job outcome", "", "Spans: claimed, stolen, or taken_over from one who vanished."),
@@ -209,7 +209,7 @@ def tables() -> str:
     return "\n".join(parts)
 
 
-# What the dashboards of ``grafana/`` show: `python -m grafana.build --shown-on` prints it, and a test compares.
+# What the dashboards of ``grafana/`` show: `python -m grafana.boards --shown-on` prints it, and a test compares.
 _SHOWN_ON: Final[Mapping[str, tuple[str, ...]]] = {
     "build_info": ("overview/Processes",),
     "bytes_total": ("overview/Bytes moved per second", "job/Bytes per second"),

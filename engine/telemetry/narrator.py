@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from engine.clock import Clock
-from engine.events import ChunkCancelled, Event, PaceChanged, RowQuarantined, StateChanged, Waiting
+from engine.events import ChunkCancelled, ChunkCommitted, Event, PaceChanged, RowQuarantined, StateChanged, Waiting
 from engine.telemetry.entries import Entry, entry, moving
-from engine.telemetry.messages import STANDSTILLS
+from engine.telemetry.messages import STANDSTILLS, Level
 
 CALM_S: Final = 10.0
 """Of one reason, no more than one entry in so long."""
@@ -48,6 +48,8 @@ class Narrator:
         if isinstance(event, PaceChanged):
             self._hear_pace(event)
             return
+        if isinstance(event, ChunkCommitted) and self._verbosity < Level.DEBUG:
+            return  # there are many: no sentence is made that nobody reads
         found = entry(event)
         if found is None or found.shown_from > self._verbosity:
             return

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from grafana.build import FOLDER as DASHBOARDS
+from grafana.boards import FOLDER as DASHBOARDS
 from grafana.pictures.ask import Prometheus, Span
 from grafana.pictures.draw import draw
 from grafana.pictures.stage import Stage, prometheus, set_up, specs

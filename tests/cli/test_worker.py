@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from tests.cli.conftest import Cli, wrong_rows
+from tests.cli.conftest import Cli, eventually, wrong_rows
 from tests.support.databases import FreshDatabase, TwoDatabases
 
 COPY_WRONG = "SELECT count(*) FROM orders_v2 WHERE cents IS DISTINCT FROM (amount * 100)::bigint"
@@ -55,8 +55,12 @@ def test_a_worker_ends_what_others_began(backfill: Cli, shop: FreshDatabase, beg
 def test_a_worker_without_work_ends_or_waits(backfill: Cli, shop: FreshDatabase) -> None:
     assert backfill("worker", "--once").code == 0
     waiting = backfill.start("worker")
+    has_come = (
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name LIKE 'backfill/%' AND state = 'idle')"
+    )
+    eventually(lambda: shop.sql(has_come).strip() == "t", "a session of the worker's")
     with pytest.raises(Exception, match="timed out"):
-        waiting.process.wait(1.5)
+        waiting.process.wait(1.0)
     waiting.signal(signal.SIGTERM)
     assert waiting.end().code == 143
 

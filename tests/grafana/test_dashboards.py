@@ -17,9 +17,9 @@ from Cython import Build
 
 from engine.telemetry import boards
 from engine.telemetry.catalogue import METRICS, PREFIX, Kind, Owner
-from grafana.build import BOARDS, dashboards, shown_on, text_of
-from grafana.build.queries import Scope, metrics_in
-from grafana.build.states import LOOKS, Shown, count, state
+from grafana.boards import BOARDS, dashboards, shown_on, text_of
+from grafana.boards.queries import Scope, metrics_in
+from grafana.boards.states import LOOKS, Shown, count, state
 from tests.support.prometheus import promtool
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def test_what_is_committed_is_what_the_code_makes() -> None:
 
 def test_the_catalogue_says_on_which_panels_each_metric_is() -> None:
     said = {metric.name: metric.panels for metric in METRICS if metric.panels}
-    assert said == shown_on(), "python -m grafana.build --shown-on prints what belongs there"
+    assert said == shown_on(), "python -m grafana.boards --shown-on prints what belongs there"
 
 
 def test_every_metric_is_on_a_panel_or_says_why_not() -> None:

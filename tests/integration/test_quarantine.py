@@ -724,3 +724,15 @@ async def test_the_number_of_rows_set_aside_is_kept_with_the_job(database: Fresh
     database.sql("DELETE FROM backfill.quarantine WHERE key = '{7}'")
     assert database.sql("SELECT job, quarantined FROM backfill.status ORDER BY job") == "a|20004\nb|20004"
     await connection.close()
+
+
+async def test_a_value_that_no_integer_can_hold_is_the_rows_fault(databases: TwoDatabases) -> None:
+    """The server calls it a feature that is not supported (0A000)."""
+    database = databases.source
+    database.sql("CREATE TABLE t (id int PRIMARY KEY, v numeric, filled bigint)")
+    database.sql("INSERT INTO t SELECT g, CASE WHEN g = 700 THEN 'NaN'::numeric ELSE g END FROM generate_series(1, 1000) g")
+    ran = await run_to_done(
+        in_place(database, "t", {"filled": "v::bigint"}, errors=Errors(max_quarantined=1)), workers=1
+    )
+    assert [event.sqlstate for event in ran.of(RowQuarantined)] == ["0A000"]
+    assert database.sql("SELECT count(*) FROM t WHERE filled = v").strip() == "999"

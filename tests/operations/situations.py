@@ -68,9 +68,8 @@ def running(stage: Stage) -> None:
     ]
     stage.spec(pace={"max_rows_per_s": 400, "signals": signals}, chunk=CHUNK)
     stage.start("run", "orders.yaml")
-    stage.until(
-        f'{MOVING} AND pace_valid AND held_by IS NULL AND signals @> \'[{{"value": 0, "name": "active_sessions"}}]\''
-    )
+    measured = """jsonb_array_length(signals) = 4 AND NOT signals @> '[{"value": null}]'"""
+    stage.until(f"{MOVING} AND pace_valid AND {measured}")
 
 
 @situation("several jobs")
@@ -117,14 +116,12 @@ def at_work(stage: Stage) -> None:
 
 def ended_by_hand(stage: Stage) -> None:
     """``pg_terminate_backend`` of a session in the middle of a chunk."""
-    in_a_chunk = f"state = 'active' AND query ILIKE '%update%' AND application_name LIKE 'backfill/{JOB}/w%'"
-    stage.sql(
-        f"""DO $$ BEGIN
-        WHILE NOT EXISTS (SELECT FROM backfill.job WHERE state = 'paused') LOOP
-            PERFORM pg_stat_clear_snapshot();
-            PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE {in_a_chunk};
-        END LOOP; END $$"""
-    )
+    in_a_chunk = f"wait_event_type = 'Lock' AND application_name LIKE 'backfill/{JOB}/w%'"
+    holder = stage.session(name="checkout")
+    holder("BEGIN; SELECT count(*) FROM (SELECT FROM orders WHERE cents IS NULL FOR UPDATE) rows_of_others;")
+    stage.until(in_a_chunk, of="pg_stat_activity")
+    stage.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {in_a_chunk}")
+    holder("ROLLBACK;")
     stage.until("state = 'paused' AND workers = 0")
 
 
@@ -354,7 +351,10 @@ def older_transaction(stage: Stage) -> None:
 @situation("waiting DDL")
 def waiting_ddl(stage: Stage) -> None:
     """An ALTER TABLE waits for somebody idle in a transaction, and everybody else, the job too, waits behind it."""
-    slowly(stage, lock_timeout="200ms")
+    stage.shop()
+    stage.spec(pace=SLOW, chunk=CHUNK, workers=1, lock_timeout="100ms")
+    stage.start("run", "orders.yaml")
+    stage.until(MOVING)
     idle = stage.session(name="forgotten report")
     idle("BEGIN; SELECT count(*) FROM orders;")
     migration = stage.session(name="migration")
@@ -502,7 +502,7 @@ VACUUM ANALYZE orders;
 def bad_row(stage: Stage) -> None:
     """A job that stopped at a value that is no number."""
     stage.shop(rows=2000, more=PRICES)
-    stage.spec(set={"cents": "(price::numeric * 100)::bigint"}, pace=OFF)
+    stage.spec(set={"cents": "(price::numeric * 100)::bigint"}, workers=1, pace=OFF)
     stage.run("run", "orders.yaml", code=7)
 
 
@@ -510,7 +510,7 @@ def bad_row(stage: Stage) -> None:
 def rows_set_aside(stage: Stage) -> None:
     """A job that is done but for two rows."""
     stage.shop(rows=2000, more=PRICES)
-    stage.spec(set={"cents": "(price::numeric * 100)::bigint"}, pace=OFF, errors={"max_quarantined": 10})
+    stage.spec(set={"cents": "(price::numeric * 100)::bigint"}, workers=1, pace=OFF, errors={"max_quarantined": 10})
     stage.run("run", "orders.yaml")
 
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,15 @@ VACUUM ANALYZE;
 PATIENT: Final = {"target": "400ms"}
 """For latencies: a machine that is busy with other tests is no reason to slow down."""
 
+FIRES: Final = (
+    ("BackfillJobStalled", "stuck"),
+    ("BackfillJobHeldTooLong", "held"),
+    ("BackfillSpansTakenOver", "orders"),
+    ("BackfillQuarantineGrows", "orders"),
+    ("BackfillVerificationMismatch", "orders"),
+)
+"""Alerts for which the story is told, with their jobs."""
+
 SPECS: Final[dict[str, dict[str, Any]]] = {
     "orders": {
         "chunk": {"max_rows": 100},
@@ -77,7 +86,10 @@ SPECS: Final[dict[str, dict[str, Any]]] = {
             ],
         },
     },
-    "stuck": {"chunk": {"max_rows": 50}, "pace": {"max_rows_per_s": 200, "signals": "off"}},
+    "stuck": {
+        "chunk": {"max_rows": 50},
+        "pace": {"max_rows_per_s": 200, "finish_by": "2026-01-01T00:00:00Z", "signals": "off"},
+    },
     "held": {
         "pace": {
             "signals": [
@@ -127,8 +139,18 @@ class Story:
 
     # --- processes ---------------------------------------------------------------------------------------------------
 
-    def run(self, job: str) -> Runner:
-        """Start a process on that job, and have it scraped."""
+    def run(self, *jobs: str) -> list[Runner]:
+        """Start a process on each of these jobs, and have them scraped."""
+        new = [self._start(job) for job in jobs]
+        for runner in new:
+            self.until(lambda runner=runner: runner.said("job.opened") is not None, f"{runner.job} to begin")
+            said = runner.said("metrics.listening")
+            assert said is not None
+            runner.address = httpx.URL(said["url"]).netloc.decode()
+        self.prometheus.watch(*(one.address for one in self.runners))
+        return new
+
+    def _start(self, job: str) -> Runner:
         spec = {"name": job, "source": {"table": job}, "set": {"cents": "(amount * 100)::bigint"}, **SPECS[job]}
         number = len(self.runners)
         path, log = self.folder / f"{number}.json", self.folder / f"{number}.log"
@@ -141,14 +163,8 @@ class Story:
                 stderr=stderr,
                 env={**os.environ, "BACKFILL_DSN": self.database.dsn, "BACKFILL_LOG_FORMAT": "json"},
             )
-        runner = Runner(job, process, log)
-        self.runners.append(runner)
-        self.until(lambda: runner.said("metrics.listening") is not None, f"{job} to listen")
-        said = runner.said("metrics.listening")
-        assert said is not None
-        runner.address = httpx.URL(said["url"]).netloc.decode()
-        self.prometheus.watch(*(one.address for one in self.runners))
-        return runner
+        self.runners.append(Runner(job, process, log))
+        return self.runners[-1]
 
     def kill(self, runner: Runner) -> None:
         """As the kernel does it."""
@@ -207,29 +223,31 @@ def recorded(rules: str) -> Iterator[Story]:
 
 
 def _tell(story: Story) -> None:
-    second = story.run("orders")  # the first to ask reports on the ledger; this one will die
+    (second,) = story.run("orders")  # the first to ask reports on the ledger; this one will die
     with _application(story.database.dsn):
-        stuck, held = story.run("stuck"), story.run("held")
-        story.until(story.ledger("orders", "rows_done > 300"), "orders to move")
-        first = story.run("orders")
+        first, stuck, held = story.run("orders", "stuck", "held")
         story.until(story.holds(f'backfill_rows_total{{instance="{first.address}"}} > 100'), "both to move")
         story.until(story.ledger("stuck", "rows_done > 200"), "stuck to move")
         story.kill(stuck)
+        story.pair.pause()
         with _locks(story.database, "SELECT FROM orders WHERE id % 20 = 0 FOR UPDATE"):
+            story.database.sql("CHECKPOINT")
             story.until(story.ledger("orders", "retries >= 2"), "retries")
-        story.exposition = httpx.get(f"http://{first.address}/metrics", trust_env=False).text
+            story.until(story.holds("backfill_database_lock_waiters > 0"), "somebody to wait for a lock")
+        story.pair.resume()
+        story.exposition = httpx.get(f"http://{second.address}/metrics", trust_env=False).text
 
         story.database.sql("UPDATE gate SET depth = 100")
         story.until(story.holds('backfill_job_held{job="orders", reason="queue"} == 1'), "the hold")
         story.see(second)
         story.kill(second)
-        story.database.sql("UPDATE gate SET depth = 3; CHECKPOINT")
+        story.database.sql("UPDATE gate SET depth = 3")
 
     # Nobody else is there now, not even one who looks into the ledger: the rest goes as fast as it may.
     story.until(lambda: first.process.poll() is not None, "the end of orders")
     story.code = first.process.returncode
-    for alert, job in (("BackfillJobStalled", "stuck"), ("BackfillJobHeldTooLong", "held")):
-        story.until(lambda wanted=(alert, job): wanted in story.fired, f"{alert}")
+    for wanted in FIRES:
+        story.until(lambda wanted=wanted: wanted in story.fired, f"{wanted}")
     held.process.send_signal(signal.SIGTERM)
     held.process.wait(PATIENCE_S)
     story.ended = time.time()
@@ -249,26 +267,24 @@ def _status(database: FreshDatabase, job: str) -> dict[str, Any]:
 
 @contextmanager
 def _locks(database: FreshDatabase, statement: str) -> Iterator[None]:
-    """Somebody holds locks while the block runs."""
+    """Somebody holds locks while the block runs, and somebody else waits for them."""
     ready, stop = threading.Event(), threading.Event()
 
     async def hold() -> None:
-        connection = await asyncpg.connect(database.dsn)
-        async with connection.transaction():
-            await connection.execute(statement)
+        holder, waiter = await asyncpg.connect(database.dsn), await asyncpg.connect(database.dsn)
+        async with holder.transaction():
+            await holder.execute(statement)
+            waiting = asyncio.create_task(waiter.execute(statement))
             ready.set()
             while not stop.is_set():
                 await asyncio.sleep(APPLICATION_PAUSE_S)
-        await connection.close()
+        await waiting
+        await holder.close()
+        await waiter.close()
 
-    thread = threading.Thread(target=asyncio.run, args=(hold(),))
-    thread.start()
-    try:
+    with _beside(hold(), stop):
         assert ready.wait(PATIENCE_S), "the locks were not had"
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 @contextmanager
@@ -291,13 +307,20 @@ def _application(dsn: str) -> Iterator[None]:
         await idle.close()
         await busy.close()
 
-    thread = threading.Thread(target=asyncio.run, args=(live(),))
+    with _beside(live(), stop):
+        yield
+
+
+@contextmanager
+def _beside(work: Coroutine[Any, Any, None], stop: threading.Event) -> Iterator[None]:
+    """The work goes on in a thread until the end of the block, when ``stop`` is set."""
+    thread = threading.Thread(target=asyncio.run, args=(work,), daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join()
+        thread.join(PATIENCE_S)
 
 
 def shrunk(rules: str) -> str:

@@ -476,26 +476,26 @@ async def test_debt_is_paid_off_during_a_hold() -> None:
     assert bucket.try_acquire(1) is not None
 
 
-async def test_waiting_is_counted_in_wall_clock_seconds_per_reason() -> None:
+async def test_waiting_is_counted_for_each_that_waits_by_reason() -> None:
     clock = ManualClock()
     bucket = TokenBucket(100.0, clock)
     await bucket.acquire(200)
     await clock.advance(0.5)  # nobody waits: not counted
-    waiters = [asyncio.create_task(bucket.acquire(0)) for _ in range(3)]  # three of them: counted once
+    waiters = [asyncio.create_task(bucket.acquire(0)) for _ in range(3)]  # three workers
     await clock.advance(1)
     assert bucket.reason == RATE_LIMIT
     bucket.hold("commit_latency")
     await clock.advance(4)
-    assert bucket.waits == {RATE_LIMIT: pytest.approx(1), "commit_latency": pytest.approx(4)}
+    assert bucket.waits == {RATE_LIMIT: pytest.approx(3), "commit_latency": pytest.approx(12)}
     bucket.hold("window")
     await clock.advance(2)
     bucket.release()
     await clock.advance(10)
     await asyncio.gather(*waiters)
     assert bucket.waits == {
-        RATE_LIMIT: pytest.approx(1),
-        "commit_latency": pytest.approx(4),
-        "window": pytest.approx(2),
+        RATE_LIMIT: pytest.approx(3),
+        "commit_latency": pytest.approx(12),
+        "window": pytest.approx(6),
     }
 
 

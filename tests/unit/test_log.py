@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,10 +34,11 @@ from engine.events import (
     Warned,
 )
 from engine.model import JobState, Observation, Phase
-from engine.telemetry.entries import Entry, Weight, ended, entry
+from engine.telemetry.entries import HELD, MOVING, PROGRESS, STOPPED, Entry, Weight, ended, entry
 from engine.telemetry.log import Log
 from engine.telemetry.narrator import CALM_S, Narrator
 
+ROOT = Path(__file__).parents[2]
 MOMENT = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
 CHUNK = ChunkCommitted(
     job="j",
@@ -198,6 +201,17 @@ def test_a_reader_that_went_away_does_not_fail_the_work() -> None:
     log.write(Entry(event="a.b", message=""))
     log.write(Entry(event="a.b", message=""))
     assert gone.tries == 1
+
+
+def test_every_line_that_there_can_be_is_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "logs.md").read_text()
+    kinds = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, Event) and kind.name]
+    names = {kind.name for kind in kinds if not kind.is_measurement} - {"verify.finished"}  # verify speaks to people
+    for file in (ROOT / "engine" / "cli").glob("*.py"):
+        names |= {*re.findall(r'Entry\(\s*event="([^"]+)"', file.read_text())}
+    names |= {HELD, MOVING, PROGRESS, STOPPED}
+    assert len(names) > 20
+    assert not [name for name in sorted(names) if f"`{name}`" not in text]
 
 
 # -- to and fro -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import re
 import socket
@@ -28,6 +29,7 @@ from engine.events import (
     ChunkCommitted,
     ChunkRetried,
     Draining,
+    Emit,
     Event,
     JobOpened,
     LeaseLost,
@@ -38,6 +40,7 @@ from engine.events import (
     SpanClaimed,
     WalWritten,
     WorkersWaited,
+    ignore,
 )
 from engine.ledger.records import JobStatus
 from engine.model import JobState, Mode, Observation, Phase, Side
@@ -725,6 +728,43 @@ def test_a_count_that_fails_is_said_once_and_never_reaches_the_job(
     said = capsys.readouterr().err
     assert said.count("metrics are missing") == 1
     assert "ZeroDivisionError" in said
+
+
+async def test_nobody_is_served_any_more_when_the_report_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scrape in between would see a job of which nobody knows anything, for the last time."""
+    urls: list[str] = []
+    served_at_the_end: list[bool] = []
+
+    class Reporting:
+        def __init__(self, ledger: Any, show: Callable[..., None], emit: Emit) -> None:
+            self.show = show
+
+        async def run(self) -> None:
+            self.show([JobReport(STATUS, 0.0)])
+            try:
+                await asyncio.Event().wait()
+            finally:
+                try:
+                    get(urls[0]).close()
+                    served_at_the_end.append(True)
+                except OSError:
+                    served_at_the_end.append(False)
+
+    class Silent:
+        def __init__(self, *_: object) -> None: ...
+
+        async def run(self) -> None: ...
+
+    monkeypatch.setattr("engine.fleet.reporter.Reporter", Reporting)
+    monkeypatch.setattr("engine.fleet.vitals.VitalsWatch", Silent)
+    observer = Observer(Terminal(), MetricsOptions("127.0.0.1:0"))
+    assert observer._exposition is not None
+    urls.append(observer._exposition.url)
+    async with observer.beside(None, lambda: None, ignore):  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        with await asyncio.to_thread(get, urls[0]) as answer:
+            assert "backfill_rows_done" in answer.read().decode()
+    assert served_at_the_end == [False]
 
 
 def test_without_the_option_nothing_is_made(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from grafana.build.queries import Scope
+from grafana.boards.queries import Scope
 
 STALLED_AFTER_S: Final = 60
 """Longer than the slowest chunk that is cut to size, and than a lease that has to run out first."""

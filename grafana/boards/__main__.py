@@ -1,11 +1,11 @@
-"""``python -m grafana.build [--shown-on]``: write the dashboards, or print what the catalogue has to say of them."""
+"""``python -m grafana.boards [--shown-on]``: write the dashboards, or print what the catalogue has to say of them."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 
-from grafana.build import FOLDER, dashboards, shown_on, text_of
+from grafana.boards import FOLDER, dashboards, shown_on, text_of
 
 WIDTH = 120
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from grafana.build.board import (
+from grafana.boards.board import (
     BAD,
     BYTES_PER_S,
     COUNT,
@@ -29,8 +29,8 @@ from grafana.build.board import (
     timeline,
     words,
 )
-from grafana.build.queries import Scope
-from grafana.build.states import (
+from grafana.boards.queries import Scope
+from grafana.boards.states import (
     FAILED_WITHIN,
     FAILING_AFTER_S,
     LOOKS,
@@ -176,7 +176,7 @@ def _table(scope: Scope) -> Any:
         Column("speed", working("rows_per_second"), ROWS_PER_S, decimals=0),
         Column("rows left", scope.gauge("rows_remaining", "job"), ROWS),
         Column("time left", time_left(scope), SECONDS, decimals=1),
-        Column("since progress", working("since_progress_seconds"), SECONDS, decimals=1),
+        Column("since progress", working("since_progress_seconds"), SECONDS, decimals=1, width=120),
         Column("workers", working("workers"), decimals=0, width=80),
         Column(
             "retries / min",

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from grafana.build import database, job, overview
-from grafana.build.board import Board
+from grafana.boards import database, job, overview
+from grafana.boards.board import Board
 
 FOLDER: Final = Path(__file__).parents[1] / "dashboards"
 BOARDS: Final[dict[str, Callable[[], Board]]] = {

@@ -16,8 +16,8 @@ with warnings.catch_warnings():
     from grafana_foundation_sdk.models import dashboard as model
     from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from grafana.build.queries import Scope, metrics_in
-from grafana.build.states import LOOKS
+from grafana.boards.queries import Scope, metrics_in
+from grafana.boards.states import LOOKS
 
 DATASOURCE: Final = "${datasource}"
 TAG: Final = "backfill"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from grafana.build.board import (
+from grafana.boards.board import (
     BAD,
     BYTES_PER_S,
     COUNT,
@@ -28,9 +28,9 @@ from grafana.build.board import (
     timeline,
     words,
 )
-from grafana.build.overview import DATABASE_UID, JOB_UID, UID
-from grafana.build.queries import Scope
-from grafana.build.states import FAILING_AFTER_S, LOOKS, STALLED_AFTER_S, Shown, at_work, state, time_left
+from grafana.boards.overview import DATABASE_UID, JOB_UID, UID
+from grafana.boards.queries import Scope
+from grafana.boards.states import FAILING_AFTER_S, LOOKS, STALLED_AFTER_S, Shown, at_work, state, time_left
 
 SCOPE: Final = Scope('job="$job"')
 STALE_AFTER_S: Final = 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from grafana.build.board import (
+from grafana.boards.board import (
     BAD,
     BYTES,
     BYTES_PER_S,
@@ -23,8 +23,8 @@ from grafana.build.board import (
     side_variable,
     words,
 )
-from grafana.build.overview import DATABASE_UID, JOB_UID, UID
-from grafana.build.queries import Scope
+from grafana.boards.overview import DATABASE_UID, JOB_UID, UID
+from grafana.boards.queries import Scope
 
 SCOPE: Final = Scope('job="$job"', 'side=~"$side"')
 OLD_TRANSACTION_S: Final = 300
