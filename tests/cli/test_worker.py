@@ -160,3 +160,11 @@ def test_a_signals_url_is_asked_only_where_the_operator_allowed_it(
     assert backfill("worker", "--once", "--allow-url", gate).code == 0
     assert _Go.asked
     assert wrong_rows(shop) == 0
+    # Of the commands that take the job by its name, only the one that is paced asks.
+    _Go.asked.clear()
+    assert backfill("quarantine", "retry", "cents", "--all").code == 0
+    assert backfill("gate", "cents").code == 7
+    assert backfill("verify", "cents").code == 2
+    assert not _Go.asked
+    assert backfill("verify", "cents", "--allow-url", gate).code == 0
+    assert _Go.asked
