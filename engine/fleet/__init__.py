@@ -1,5 +1,6 @@
 """Who starts workers: this process for one job (``local``) or its verification (``verification``), or for the
-jobs of a ledger one after another (``pool``).
+jobs of a ledger one after another (``pool``).  And who, beside them, reads for metrics: one process per ledger its jobs
+(``reporter``), the process that paces a job its servers (``vitals``).
 
 Owns signals, and which connection strings a worker host lends to a job of the ledger.  Refuses to know how rows move
 (``engine.flow``) and how anything is shown (``engine.cli``).

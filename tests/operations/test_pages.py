@@ -25,6 +25,7 @@ SETTLE_S = 5.0
 """Workers tell of themselves every few seconds: a look that comes too early is repeated."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages())
 def test_a_pages_commands_say_what_it_shows(page: str, stage: Callable[[], Stage]) -> None:
     seen = blocks(page)
