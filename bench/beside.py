@@ -24,8 +24,9 @@ from bench.ours import JobFailed
 from bench.report import Sample
 from bench.stage import Stage
 from engine.events import ChunkCommitted, Event, StateChanged
+from engine.flow.endpoints import endpoints_of
 from engine.flow.pacer import MakeLaw
-from engine.flow.prepare import endpoints_of, inspect
+from engine.flow.prepare import inspect
 from engine.flow.supervisor import Supervisor
 from engine.model import JobState
 from engine.pace.controller import Controller

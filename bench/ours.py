@@ -16,7 +16,8 @@ from typing import Any
 
 from bench.report import Sample
 from engine.events import ChunkCommitted, Event, StateChanged
-from engine.flow.prepare import endpoints_of, inspect
+from engine.flow.endpoints import endpoints_of
+from engine.flow.prepare import inspect
 from engine.flow.supervisor import Supervisor
 from engine.ledger.records import JobStatus
 from engine.model import JobState

@@ -16,7 +16,7 @@ from engine.db import Connection, Database
 from engine.db.dsn import Options
 from engine.db.tls import mode_for
 from engine.errors import BackfillError, CannotConnect
-from engine.flow.prepare import DEFAULT_DSN_VARIABLE, endpoints_of
+from engine.flow.endpoints import DEFAULT_DSN_VARIABLE, endpoints_of
 from engine.ledger.queries import migrations
 from engine.ledger.store import Ledger
 from engine.model import Side, TableName

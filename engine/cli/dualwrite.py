@@ -15,7 +15,8 @@ from engine.db import Connection, Database
 from engine.errors import Stopped, UsageError
 from engine.flow import dual_write_change as change
 from engine.flow.dual_write import DualWrite, look
-from engine.flow.prepare import Prepared, endpoints_of, inspect
+from engine.flow.endpoints import endpoints_of
+from engine.flow.prepare import Prepared, inspect
 from engine.model import Side
 from engine.spec import JobSpec, units
 from engine.spec.misfit import Misfit

@@ -14,8 +14,9 @@ from engine.cli.places import job_argument, ledger_option
 from engine.cli.terminal import Terminal, output_options
 from engine.errors import Stopped, VerificationMismatch
 from engine.flow import gate as gates
+from engine.flow.endpoints import endpoints_of
 from engine.flow.gate import Gate
-from engine.flow.prepare import endpoints_of, inspect
+from engine.flow.prepare import inspect
 from engine.flow.shared import Sides
 from engine.ledger.store import Ledger
 from engine.model import Side

@@ -14,7 +14,7 @@ from engine.cli.terminal import Terminal, output_options
 from engine.db import Connection, Database
 from engine.db.inspect import find_table
 from engine.errors import CannotConnect, UsageError
-from engine.flow.prepare import endpoints_of
+from engine.flow.endpoints import endpoints_of
 from engine.ledger.queries import migrations
 from engine.ledger.store import Ledger
 from engine.model import Mode, Side, TableName

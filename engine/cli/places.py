@@ -19,7 +19,7 @@ import click
 
 from engine.db import Connection, Database
 from engine.errors import UnknownJob, UsageError
-from engine.flow.prepare import endpoints_of
+from engine.flow.endpoints import endpoints_of
 from engine.ledger.store import Ledger, LedgerMissing
 from engine.model import Side
 from engine.spec import Dsn, JobSpec, load_spec, refuse_password

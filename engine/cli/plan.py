@@ -11,7 +11,8 @@ from engine.cli.loop import run_async
 from engine.cli.spec_options import spec_options
 from engine.cli.terminal import STYLES, Terminal, finding_json, output_options
 from engine.errors import PreflightRefused
-from engine.flow.prepare import Inspection, endpoints_of, inspect
+from engine.flow.endpoints import endpoints_of
+from engine.flow.prepare import Inspection, inspect
 from engine.model import Finding, Mode, Severity, Table
 from engine.plan.forecast import Forecast, Range, forecast
 from engine.plan.preflight import refusals

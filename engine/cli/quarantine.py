@@ -13,7 +13,8 @@ from engine.cli.places import Place, job_argument, ledger_option, open_job, plac
 from engine.cli.terminal import Terminal, confirm, output_options
 from engine.cli.words import moment
 from engine.errors import Stopped, UsageError
-from engine.flow.prepare import endpoints_of, inspect
+from engine.flow.endpoints import endpoints_of
+from engine.flow.prepare import inspect
 from engine.flow.quarantine import Outcome, Retried, Retry
 from engine.ledger.records import Quarantined
 from engine.ledger.store import Ledger

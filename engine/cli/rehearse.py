@@ -15,7 +15,8 @@ from engine.cli.plan import MODE_WORDS, finding_text
 from engine.cli.spec_options import spec_options
 from engine.cli.terminal import STYLES, Terminal, finding_json, output_options
 from engine.errors import PreflightRefused, Stopped
-from engine.flow.prepare import Inspection, endpoints_of, inspect
+from engine.flow.endpoints import endpoints_of
+from engine.flow.prepare import Inspection, inspect
 from engine.flow.rehearse import Consequence, FailedChunk, Rehearsal
 from engine.flow.rehearse import rehearse as play
 from engine.model import Severity

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
-from typing import Final
 
 import click
 
+from engine.cli.codes import CODES, TRY_AGAIN, code_when_done
 from engine.cli.log_option import log_option
 from engine.cli.loop import run_async
 from engine.cli.metrics import MetricsOptions, Observer, metrics_options
 from engine.cli.progress import Display
 from engine.cli.spec_options import spec_options
 from engine.cli.terminal import Terminal, error_json, output_options
-from engine.errors import BackfillError, VerificationMismatch
+from engine.errors import BackfillError
 from engine.events import Emit
 from engine.fleet import Interrupted, LocalRun
 from engine.fleet.signals import exit_code
-from engine.flow.prepare import endpoints_of
+from engine.flow.endpoints import endpoints_of
 from engine.flow.result import RunResult
 from engine.model import JobState
 from engine.spec import JobSpec
 from engine.telemetry import JsonLines, finished_event, numbers, tee
 from engine.telemetry.entries import STOPPED, Entry, ended
-
-CODES: Final = {JobState.DONE: 0, JobState.FAILED: 7, JobState.CANCELLED: 8, JobState.PAUSED: 8}
-_TRY_AGAIN: Final = 75
 
 
 @click.command()
@@ -100,11 +97,6 @@ def stopped(result: RunResult) -> Entry:
     )
 
 
-def code_when_done(verified: bool | None) -> int:
-    """The exit code of a job that is done: of more use than 0 where its last verification found differences."""
-    return VerificationMismatch.exit_code if verified is False else 0
-
-
 def code_of(result: RunResult, job: LocalRun) -> int:
     """The exit code of a run that ended so."""
     error: BackfillError | None = result.error
@@ -114,4 +106,4 @@ def code_of(result: RunResult, job: LocalRun) -> int:
         return code_when_done(result.verified)
     if result.drained and job.interrupted is not None:
         return exit_code(job.interrupted)
-    return CODES.get(result.state, _TRY_AGAIN)
+    return CODES.get(result.state, TRY_AGAIN)

@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from engine.cli.codes import CODES, code_when_done
 from engine.cli.loop import run_async
 from engine.cli.places import Place, job_argument, ledger_database, ledger_option, open_job, open_ledger, place_of
-from engine.cli.run import CODES, code_when_done
 from engine.cli.signals import signal_lines
 from engine.cli.terminal import Terminal, output_options
 from engine.cli.words import STYLES, block, limit_words, one_line, proof, reason, what_next

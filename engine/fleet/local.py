@@ -12,7 +12,8 @@ from engine.db import Database
 from engine.errors import Busy, Stopped, UnknownJob, UsageError
 from engine.events import Emit, ignore
 from engine.fleet.signals import NAMES, Interrupted, TwoSignals
-from engine.flow.prepare import Inspection, Prepared, endpoints_of, inspect
+from engine.flow.endpoints import endpoints_of
+from engine.flow.prepare import Inspection, Prepared, inspect
 from engine.flow.result import RunResult
 from engine.flow.supervisor import Supervisor
 from engine.ledger.store import Ledger

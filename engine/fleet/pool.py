@@ -23,7 +23,8 @@ from engine.db import Action, Connection, Database, classify
 from engine.errors import BackfillError, CannotConnect, UsageError
 from engine.events import Draining, Emit, Event, ignore
 from engine.fleet.signals import NAMES, TwoSignals
-from engine.flow.prepare import endpoints_of, inspect
+from engine.flow.endpoints import endpoints_of
+from engine.flow.prepare import inspect
 from engine.flow.result import RunResult
 from engine.flow.supervisor import Supervisor
 from engine.ledger.records import JobRecord

@@ -10,7 +10,8 @@ from engine.events import Emit, VerificationFinished, ignore
 from engine.fleet.local import LocalRun
 from engine.flow import opening
 from engine.flow.dual_write_change import prepared_for_change
-from engine.flow.prepare import Inspection, Prepared, endpoints_of
+from engine.flow.endpoints import endpoints_of
+from engine.flow.prepare import Inspection, Prepared
 from engine.flow.result import RunResult
 from engine.flow.shared import SETTLE_S
 from engine.ledger.records import Difference, JobRecord, Verification

@@ -14,13 +14,37 @@ Invariants
 * A worker begins no chunk under a lease it may have lost, and stops itself before the database would let others in.
 * Whatever can go wrong is classified in one place (``engine.db.failures``); what no server said is a mistake of ours
   and ends the process, not the job.
+
+Names are loaded when they are first used: the commands that only look at a ledger need none of the machinery.
 """
 
 from __future__ import annotations
 
-from engine.flow.prepare import Inspection, Prepared, endpoints_of, inspect
-from engine.flow.result import RunResult
-from engine.flow.shared import Leases
-from engine.flow.supervisor import Supervisor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.flow.endpoints import endpoints_of
+    from engine.flow.prepare import Inspection, Prepared, inspect
+    from engine.flow.result import RunResult
+    from engine.flow.shared import Leases
+    from engine.flow.supervisor import Supervisor
 
 __all__ = ["Inspection", "Leases", "Prepared", "RunResult", "Supervisor", "endpoints_of", "inspect"]
+
+_HOMES = {
+    "Inspection": "engine.flow.prepare",
+    "Leases": "engine.flow.shared",
+    "Prepared": "engine.flow.prepare",
+    "RunResult": "engine.flow.result",
+    "Supervisor": "engine.flow.supervisor",
+    "endpoints_of": "engine.flow.endpoints",
+    "inspect": "engine.flow.prepare",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)

@@ -16,7 +16,7 @@ from engine.db.backends import terminate_backends
 from engine.db.failures import Action, classify
 from engine.errors import BackfillError, BadRow
 from engine.events import Emit, Warned
-from engine.flow.prepare import Endpoints
+from engine.flow.endpoints import Endpoints
 from engine.flow.shared import Sides
 from engine.ledger.store import Ledger
 from engine.model import Backend, Side

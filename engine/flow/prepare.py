@@ -6,8 +6,6 @@ another host believes the catalogue, not what somebody wrote into a control tabl
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -18,6 +16,7 @@ from engine.db.inspect import inspect_table
 from engine.errors import PreflightRefused, UsageError
 from engine.flow import dual_write
 from engine.flow.answer import answer
+from engine.flow.endpoints import Endpoints
 from engine.model import Column, ConflictPolicy, Deletes, Finding, Index, Key, KeyColumn, Mode, Side, Table
 from engine.plan.keyspace import kind_of
 from engine.plan.preflight import (
@@ -38,28 +37,14 @@ from engine.plan.preflight import (
     unrepeatable,
 )
 from engine.plan.spans import SpanPlan, plan_spans
-from engine.spec import Dsn, JobSpec
+from engine.spec import JobSpec
 from engine.sql import ExpressionError, ident, qualified, read_expression
 from engine.sql.predicates import parameter, within
 from engine.sql.statements import MappedColumn, SourceShape, TargetShape
 from engine.watch.rights import look_at_rights, look_at_server
 
-DEFAULT_DSN_VARIABLE: Final = "BACKFILL_DSN"
 SMALL_TABLE_ROWS: Final = 50_000
 """Below this a scan of the whole table is what the planner should choose; above, it means a chunk reads everything."""
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoints:
-    """The job's databases.  In place, and within one database, both are the same object."""
-
-    source: Database
-    target: Database
-
-    @property
-    def is_one(self) -> bool:
-        """True when source and target are one database."""
-        return self.source is self.target
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,27 +138,6 @@ class Prepared:
     def target_label(self) -> str:
         """For people: where to."""
         return f"{self.endpoints.target.label} {self.written_table.name}"
-
-
-def endpoints_of(spec: JobSpec, environment: Mapping[str, str] = os.environ) -> tuple[Database, Database]:
-    """The spec's two databases; without a DSN: BACKFILL_DSN, else libpq's own variables.  A target without a DSN is in
-    the source's database.
-    """
-    default = environment.get(DEFAULT_DSN_VARIABLE, "")
-
-    def database(dsn: Dsn | None, side: Side) -> Database:
-        return Database(
-            dsn if dsn is not None else default,
-            side=side,
-            job=spec.name,
-            role=spec.role,
-            lock_timeout_s=spec.lock_timeout_s,
-        )
-
-    if spec.target is None or spec.target.dsn is None:
-        both = database(spec.source.dsn, Side.TARGET)
-        return both, both
-    return database(spec.source.dsn, Side.SOURCE), database(spec.target.dsn, Side.TARGET)
 
 
 async def inspect(spec: JobSpec, databases: tuple[Database, Database]) -> Inspection:

@@ -16,8 +16,9 @@ from engine.embedded import EmbeddedServer
 from engine.errors import CannotConnect, SpecChanged
 from engine.fleet import LocalVerification
 from engine.flow.dual_write_change import install, prepared_for_change
+from engine.flow.endpoints import endpoints_of
 from engine.flow.gate import Check, Gate
-from engine.flow.prepare import endpoints_of, inspect
+from engine.flow.prepare import inspect
 from engine.model import Verify
 from engine.spec import ChunkLimits, JobSpec
 from engine.spec.models import Errors

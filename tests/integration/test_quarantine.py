@@ -730,7 +730,9 @@ async def test_a_value_that_no_integer_can_hold_is_the_rows_fault(databases: Two
     """The server calls it a feature that is not supported (0A000)."""
     database = databases.source
     database.sql("CREATE TABLE t (id int PRIMARY KEY, v numeric, filled bigint)")
-    database.sql("INSERT INTO t SELECT g, CASE WHEN g = 700 THEN 'NaN'::numeric ELSE g END FROM generate_series(1, 1000) g")
+    database.sql(
+        "INSERT INTO t SELECT g, CASE WHEN g = 700 THEN 'NaN'::numeric ELSE g END FROM generate_series(1, 1000) g"
+    )
     ran = await run_to_done(
         in_place(database, "t", {"filled": "v::bigint"}, errors=Errors(max_quarantined=1)), workers=1
     )

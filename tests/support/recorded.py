@@ -211,10 +211,10 @@ class Story:
 def recorded(rules: str) -> Iterator[Story]:
     """Tell the story; what it leaves is there until the end of the block.  ``rules``: as committed."""
     with ExitStack() as stack:
+        prometheus = stack.enter_context(Prometheus(rules=shrunk(rules)))  # first: it may be missing
         pair = stack.enter_context(standby_pair(MAJOR))
         database = create_database(pair.primary)
         database.sql(TABLES)
-        prometheus = stack.enter_context(Prometheus(rules=shrunk(rules)))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         story = Story(pair, database, prometheus, folder, began=time.time())
         stack.callback(_end, story)
@@ -230,8 +230,8 @@ def _tell(story: Story) -> None:
         story.until(story.ledger("stuck", "rows_done > 200"), "stuck to move")
         story.kill(stuck)
         story.pair.pause()
+        story.database.sql("CHECKPOINT")  # before the next look at the server, for which is waited below
         with _locks(story.database, "SELECT FROM orders WHERE id % 20 = 0 FOR UPDATE"):
-            story.database.sql("CHECKPOINT")
             story.until(story.ledger("orders", "retries >= 2"), "retries")
             story.until(story.holds("backfill_database_lock_waiters > 0"), "somebody to wait for a lock")
         story.pair.resume()

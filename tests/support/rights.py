@@ -20,7 +20,7 @@ import pytest
 
 from engine.cli.grants import Grantee, Part, collect, script_of
 from engine.embedded.server import SUPERUSER
-from engine.flow.prepare import endpoints_of
+from engine.flow.endpoints import endpoints_of
 from engine.spec import Dsn, Endpoint, JobSpec
 from engine.sql import ident
 
