@@ -223,10 +223,11 @@ def recorded(rules: str) -> Iterator[Story]:
 
 
 def _tell(story: Story) -> None:
-    (second,) = story.run("orders")  # the first to ask reports on the ledger; this one will die
+    (second,) = story.run("orders")  # this one reports on the ledger, and will die
+    story.until(story.holds("backfill_reporter == 1"), "somebody who reports")
     with _application(story.database.dsn):
         first, stuck, held = story.run("orders", "stuck", "held")
-        story.until(story.holds(f'backfill_rows_total{{instance="{first.address}"}} > 100'), "both to move")
+        story.until(story.holds(f'backfill_rows_total{{instance="{first.address}"}} > 0'), "both to move")
         story.until(story.ledger("stuck", "rows_done > 200"), "stuck to move")
         story.kill(stuck)
         story.pair.pause()
@@ -248,6 +249,7 @@ def _tell(story: Story) -> None:
     story.code = first.process.returncode
     for wanted in FIRES:
         story.until(lambda wanted=wanted: wanted in story.fired, f"{wanted}")
+    story.see(held)  # the last words are seen for a whole second at least
     held.process.send_signal(signal.SIGTERM)
     held.process.wait(PATIENCE_S)
     story.ended = time.time()
