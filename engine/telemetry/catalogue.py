@@ -310,7 +310,7 @@ _SHOWN_ON: Final[Mapping[str, tuple[str, ...]]] = {
     "progress_ratio": ("overview/Jobs", "overview/Progress", "job/Progress", "job/Progress over time"),
     "quarantined_rows_total": ("job/Quarantine",),
     "reporter": ("overview/Reporters", "overview/Processes"),
-    "resumes_total": ("job/Spans taken per minute",),
+    "resumes_total": ("job/Workers",),
     "retries_total": ("overview/Jobs", "job/Retries per minute, by SQLSTATE"),
     "rows_done": ("job/Rows done and left",),
     "rows_per_second": ("overview/Jobs", "overview/Rows per second", "job/Rate against limit"),

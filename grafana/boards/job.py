@@ -398,12 +398,14 @@ def _workers(made: Board) -> None:
         lines(
             Query(SCOPE.gauge("workers", "job"), "workers"),
             Query(SCOPE.gauge("pacer_present", "job"), "pacer"),
+            Query(SCOPE.counted("resumes_total", "job"), "resumed by"),
             unit=COUNT,
-            colours={"workers": GOOD, "pacer": "purple"},
+            colours={"workers": GOOD, "pacer": "purple", "resumed by": "blue"},
         ),
         "Workers",
         "Workers of all processes; pacer at 0 for more than some seconds: nobody decides the pace, and all go at the "
-        "minimum. None at all while the job runs: start `backfill run` or a worker.",
+        "minimum. No workers while the job runs: start `backfill run` or a worker. resumed by: so many processes found "
+        "it begun.",
         width=6,
         height=8,
     )
@@ -424,9 +426,8 @@ def _workers(made: Board) -> None:
         lines(
             Query(PER_MINUTE + SCOPE.rate("spans_claimed_total", "outcome"), "{{outcome}}"),
             Query(PER_MINUTE + SCOPE.rate("leases_lost_total", "job"), "lost"),
-            Query(PER_MINUTE + SCOPE.rate("resumes_total", "job"), "resumed"),
             unit=COUNT,
-            colours={"claimed": GOOD, "stolen": "blue", "taken_over": WARN, "lost": BAD, "resumed": "purple"},
+            colours={"claimed": GOOD, "stolen": "blue", "taken_over": WARN, "lost": BAD},
         ),
         "Spans taken per minute",
         "taken_over: from a process that vanished without letting go. lost: a worker was away for longer than its "

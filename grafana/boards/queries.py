@@ -47,6 +47,11 @@ class Scope:
         metric = _known(name, by, Kind.COUNTER)
         return f"sum by ({', '.join(by)}) (increase({self.of(metric.name, where)}[{window}]))"
 
+    def counted(self, name: str, *by: str, where: str = "") -> str:
+        """What the processes of now have counted since they began: for a counter that each of them raises only once."""
+        metric = _known(name, by, Kind.COUNTER)
+        return f"sum by ({', '.join(by)}) ({self.of(metric.name, where)})"
+
     def gauge(self, name: str, *by: str, where: str = "") -> str:
         """A gauge now."""
         metric = _known(name, by, Kind.GAUGE)
