@@ -87,9 +87,13 @@ class SpecChanged(BackfillError):
     http_status = 409
 
     def __init__(self, job: str, differences: Sequence[tuple[str, str, str]]) -> None:
+        places = {f"{side}_{what}" for side in ("source", "target") for what in ("oid", "system")}
         super().__init__(
             f"job {job!r} exists with another meaning: " + ", ".join(path for path, _, _ in differences),
-            hint="give the new job another name, or finish with the old one: backfill cancel, then backfill cleanup",
+            hint="a table was made anew, or restored elsewhere: what the job moved need not be there;"
+            f" backfill cleanup {job} forgets the job, and the next run begins it anew"
+            if {path for path, _, _ in differences} <= places
+            else "give the new job another name, or finish with the old one: backfill cancel, then backfill cleanup",
         )
         self.job = job
         self.differences = tuple(differences)  # (path, in the ledger, in the spec)

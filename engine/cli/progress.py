@@ -134,8 +134,8 @@ class Display:
         if limit := limit_words(status):
             pressure = "" if status.pressure is None else f", pressure {status.pressure:.2f}"
             parts.append(Text(f"  {limit}{pressure}", style="dim"))
-        if status.waits:
-            parts.append(Text(f"  waited: {waits(status)}", style="dim"))
+        if waited := waits(status):
+            parts.append(Text(f"  waited: {waited}", style="dim"))
         if why := f"waiting for: {self._waiting}" if self._waiting else reason(status):
             parts.append(Text(f"  {why}", style="yellow"))
         return Group(*parts)

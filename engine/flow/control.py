@@ -52,9 +52,9 @@ class Control:
 
     async def _attend(self) -> None:
         session = self.sides[Side.TARGET]
-        self._ledger = Ledger(session)
         if session.server.capabilities.listen_notify:
             await session.add_listener("backfill", lambda _: self._on_news())
+        self._ledger = Ledger(session)  # last: the loops beside the workers use it as soon as it is there
 
     async def mend(self, error: Exception) -> None:
         """After trouble: new sessions for those that are gone.  What is no trouble of a session passes on."""

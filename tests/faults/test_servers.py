@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from engine.db import Connection
 from engine.embedded import EmbeddedServer
 from engine.events import ChunkCommitted, ChunkRetried, StateChanged
 from engine.model import JobState
@@ -152,6 +153,25 @@ async def test_a_lost_control_session_is_replaced_on_either_side(databases: TwoD
     assert server.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {control}") == "t"
     await running.done()
     assert rows_of(databases.source, "SELECT * FROM src") == rows_of(databases.target, "SELECT * FROM dst")
+
+
+async def test_nobody_uses_a_new_control_session_before_it_listens(
+    database: FreshDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncpg: "another operation is in progress", which no server said and which would end the process."""
+    running = await start(counting_job(database))
+    await running.until(lambda: running.count(ChunkCommitted) >= 1)
+    listen = Connection.add_listener
+
+    async def listen_slowly(self: Connection, channel: str, callback: Any) -> None:
+        await self.execute("SELECT pg_sleep(3)")  # the loops beside the workers look every second
+        await listen(self, channel, callback)
+
+    monkeypatch.setattr(Connection, "add_listener", listen_slowly)
+    control = "application_name = 'backfill/job/control' AND datname = current_database()"
+    assert database.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {control}") == "t"
+    await running.done()
+    assert counted_once(database)
 
 
 async def test_one_failed_checkpoint_does_not_stop_the_later_ones(database: FreshDatabase) -> None:
