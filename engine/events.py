@@ -40,6 +40,7 @@ class JobOpened(Event):
     resumed: bool
     rows_estimated: float
     spans: int
+    attached: bool = False  # it only watches: it has no workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +120,7 @@ class SpanReleased(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseLost(Event):
-    """A worker found that somebody else holds its span; its chunk was rolled back."""
+    """A worker found that somebody else holds its span: whatever it had not committed by then never will be."""
 
     name = "lease.lost"
     worker: str
@@ -144,8 +145,25 @@ class ChunkCommitted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkFound(Event):
+    """A chunk whose COMMIT's reply was lost turned out to be committed."""
+
+    name = "chunk.found"
+    worker: str
+    span: int
+    epoch: int
+    phase: Phase
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkRetried(Event):
-    """A chunk failed, was rolled back and will be tried again."""
+    """A chunk failed and will be tried again.
+
+    It was rolled back, unless the connection was lost: then it is known when the span is held again, and a
+    ``ChunkFound`` or ``RowQuarantined`` follows if it was committed.  A chunk that was fenced because a thief lowered
+    the span's bound has no event of its own: it is cut anew.
+    """
 
     name = "chunk.retried"
     worker: str

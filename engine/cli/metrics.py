@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -83,7 +83,7 @@ class Observer:
             from engine.telemetry.exposition import Exposition
             from engine.telemetry.metrics import Metrics
 
-            self._metrics = Metrics()
+            self._metrics = Metrics(self._clock.now)
             self._exposition = Exposition(self._metrics, options.listen)
             self._exposition.open()
             url = self._exposition.url
@@ -115,11 +115,13 @@ class Observer:
     def _tasks(
         self, metrics: Metrics, ledger: Database, supervisor: Callable[[], Supervisor | None], emit: Emit
     ) -> list[asyncio.Task[None]]:
-        from engine.fleet.reporter import Reporter
+        from engine.fleet.reporter import LEASE_S, TRUST, Reporter
         from engine.fleet.vitals import VitalsWatch
 
+        # The reporter itself hides what it can no longer answer for, but not while the event loop stands still.
+        show = partial(metrics.report, valid_s=TRUST * LEASE_S)
         tasks = [
-            asyncio.create_task(Reporter(ledger, metrics.report, emit=emit).run(), name="reporter"),
+            asyncio.create_task(Reporter(ledger, show, emit=emit).run(), name="reporter"),
             asyncio.create_task(VitalsWatch(supervisor, metrics.vitals, metrics.forget_vitals).run(), name="vitals"),
         ]
         for task in tasks:

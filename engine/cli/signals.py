@@ -12,16 +12,14 @@ from engine.pace.law import Unit
 from engine.pace.quantity import format_value
 from engine.spec import JobSpec, units
 from engine.spec.misfit import Misfit, nearest
-from engine.spec.signals import NAMED, SignalKind, SignalSpec, SignalUnit
+from engine.spec.signals import NAMED, SignalKind, SignalSpec, SignalUnit, kind_of, without_side
+from engine.spec.signals import SIDE as SIDE  # noqa: PLC0414 - cli.words finds it here
 from engine.telemetry import numbers
 
 EXACT: Final = 6
 """Digits of a number that a person gave: all that it may have had."""
 
 MEASURED: Final = 3
-
-SIDE: Final = "@"
-"""Between a signal's name and the database it is read from, where a job has two."""
 
 NOTHING: Final = "-"
 
@@ -47,16 +45,16 @@ _READERS: Final[Mapping[SignalUnit, Callable[[str], float]]] = {
 
 
 def built_in(name: str) -> SignalKind | None:
-    """The kind of a built-in signal of that name."""
-    return SignalKind(name) if name in list(SignalKind) and name not in NAMED else None
+    """The kind of a built-in signal of that very name, without a side."""
+    return kind_of(name) if SIDE not in name else None
 
 
 def signal_name(text: str, known: Mapping[str, SignalSpec], flag: str) -> str:
     """The signal that a flag names: one of the job's, or a built-in kind.  Raises ``UsageError``."""
     if text in known or built_in(text) is not None:
         return text
-    name, side, _ = text.partition(SIDE)
-    if side and (name in known or built_in(name) is not None):
+    name = without_side(text)
+    if name != text and (name in known or built_in(name) is not None):
         raise UsageError(f"{flag}: orders on {name} count for both databases", hint=f"write {name}")
     candidates = [*known, *(kind.value for kind in SignalKind if kind not in NAMED)]
     close = nearest(text, candidates)
@@ -128,7 +126,7 @@ def unit_of(status: JobStatus, spec: JobSpec | None = None) -> Callable[[str], s
     """Name -> unit of the job's signals: as published, else as the spec says, else as for every job."""
     said = {signal.name: signal.unit.value for signal in spec.pace.effective_signals()} if spec is not None else {}
     for signal in status.signals:
-        said[str(signal.get("name")).partition(SIDE)[0]] = str(signal.get("unit"))
+        said[without_side(str(signal.get("name")))] = str(signal.get("unit"))
     return lambda name: said.get(name) or _fixed_unit(name)
 
 

@@ -120,6 +120,7 @@ class BadRows:
         self._prober = prober
         self._halving: Halving | None = None
         self._verdict: Failure | None = None  # of a piece that cannot be halved
+        self._leaving: tuple[KeyValue, Failure] | None = None  # what is being set aside, until the answer is there
         self._alone = 0  # attempts of a single row that was too much for the server
         self._without_rows = 0
         self._caution = Caution()
@@ -139,6 +140,7 @@ class BadRows:
 
     async def piece(self, span: Span, most: int) -> Bound | None:
         """The next piece of a range in which a row has failed; None when there is no such range."""
+        self._leaving = None
         if self._halving is not None and not self._halving.is_about(span):
             self._halving = None
         return None if self._halving is None else await self._halving.next(span.cursor, most)
@@ -152,7 +154,7 @@ class BadRows:
 
     def forget(self) -> None:
         """Another span."""
-        self._halving = self._verdict = None
+        self._halving = self._verdict = self._leaving = None
         self._alone = self._without_rows = 0
 
     def blame(self, span: Span, bound: Bound, failure: Failure, seconds: float) -> bool:
@@ -204,9 +206,22 @@ class BadRows:
             return None
         (key,) = rows
         crashpoint("quarantine.before")
+        self._leaving = key, failure
         await self._set_aside(span, key, failure, ledger)
         crashpoint("quarantine.after")
-        self._halving = None
+        self._is_aside(span, failure, worker, full_chunk)
+        return key
+
+    def found(self, before: Span, now: Span, worker: str, full_chunk: int) -> bool:
+        """True when what a span has got on by, as its holder finds it after a lost connection, is a row set aside."""
+        leaving, self._leaving = self._leaving, None
+        if leaving is None or now.cursor != leaving[0]:
+            return False
+        self._is_aside(before, leaving[1], worker, full_chunk)
+        return True
+
+    def _is_aside(self, span: Span, failure: Failure, worker: str, full_chunk: int) -> None:
+        self._halving = self._leaving = None
         self._alone = self._without_rows = 0
         self._caution.met_bad_row(full_chunk)
         self._shared.emit(
@@ -214,7 +229,6 @@ class BadRows:
                 job=self._shared.job, worker=worker, span=span.id, epoch=span.epoch, sqlstate=failure.sqlstate
             )
         )
-        return key
 
     async def _set_aside(self, span: Span, key: KeyValue, failure: Failure, ledger: Ledger) -> None:
         shared = self._shared

@@ -15,7 +15,7 @@ from engine.pace.law import Unit
 from engine.pace.quantity import format_value
 from engine.spec.misfit import Misfit
 from engine.spec.pacing import Pace
-from engine.spec.signals import NAMED, SignalKind, SignalSpec
+from engine.spec.signals import SignalSpec, kind_of, without_side
 
 MAX_ROWS: Final = "max_rows_per_s"
 MAX_WAL: Final = "max_wal_bytes_per_s"
@@ -31,7 +31,7 @@ def signals_in_force(signals: Iterable[SignalSpec], orders: PaceOrders) -> tuple
     """The signals that count now.  An order names a signal as the spec does, or as status shows it (with ``@side``: it
     counts for both).  One that contradicts itself leaves its signal as the spec has it.
     """
-    ordered = {name.partition("@")[0]: order for name, order in orders.signals.items()}
+    ordered = {without_side(name): order for name, order in orders.signals.items()}
     found = [
         changed
         for signal in signals
@@ -55,11 +55,11 @@ def _changed(signal: SignalSpec, order: SignalOrder) -> SignalSpec | None:
 
 def _turned_on(ordered: Mapping[str, SignalOrder]) -> Iterable[SignalSpec]:
     """Built-in signals that the spec does not have, and an operator wants."""
-    built_in = {kind.value for kind in SignalKind if kind not in NAMED}
     for name, order in ordered.items():
-        if name in built_in and not order.off:
+        kind = kind_of(name)
+        if kind is not None and not order.off:
             try:
-                yield SignalSpec(kind=SignalKind(name), target=order.target, maximum=order.maximum)
+                yield SignalSpec(kind=kind, target=order.target, maximum=order.maximum)
             except Misfit:
                 continue
 

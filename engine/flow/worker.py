@@ -18,21 +18,23 @@ import asyncio
 import statistics
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Final, NoReturn
 
 from engine.clock import jittered
 from engine.crashpoint import crashpoint
+from engine.db import Connection
 from engine.db.failures import Action, Failure, classify
 from engine.errors import CannotConnect, Stopped
-from engine.events import ChunkCommitted, ChunkRetried, LeaseLost, SpanClaimed, SpanReleased
+from engine.events import ChunkCommitted, ChunkFound, ChunkRetried, LeaseLost, SpanClaimed, SpanReleased
 from engine.flow.bounds import Bound, Bounds, Prober
 from engine.flow.control import DATABASE_IS_AWAY, as_stop
 from engine.flow.halving import BadRows
 from engine.flow.movers import Mover, Unfinished
 from engine.flow.shared import Shared, Sides
 from engine.flow.steal import steal
+from engine.flow.waiting import Waits
 from engine.ledger.records import Heartbeat
 from engine.ledger.store import Ledger
 from engine.model import Backend, Observation, Side, Span
@@ -62,6 +64,8 @@ SCARCE_FLOOR_ROWS: Final = 500
 NO_SPAN: Final = "no span left to claim"
 CLAIMING: Final = "claiming a span"
 PARKED: Final = "parked"
+AWAY: Final = "server cannot be reached"
+RETRY: Final = "retry"
 RATE_WINDOW_S: Final = 3.0
 SLOWEST_PER_S: Final = 0.01
 """A speed below is none: the average of one that stands still only fades."""
@@ -75,19 +79,27 @@ class Worker:
     """One of the job's workers in this process; has its own connections, sizer and span."""
 
     def __init__(
-        self, number: int, shared: Shared, mover: Mover, prober: Prober, *, start_rows: int | None = None
+        self,
+        number: int,
+        shared: Shared,
+        mover: Mover,
+        prober: Prober,
+        *,
+        start_rows: int | None = None,
+        see_off: Callable[[Connection], Awaitable[None]] | None = None,  # before its connection is closed
     ) -> None:
         self.number = number
         self.id = str(uuid.uuid4())
         self.span: Span | None = None
         self.confirmed_at = 0.0  # when the last renewal that succeeded was sent
         self.waiting = ""
-        self.waits: dict[str, float] = {}
+        self.waits = Waits(shared.clock)
         self.retries = 0
         self.rows = 0  # written by this worker
         self._shared = shared
         self._mover = mover
         self._prober = prober
+        self._see_off = see_off
         self._bounds = Bounds(prober, shared.space, shared.key, shared.target)
         self._bad_rows = BadRows(shared, prober)
         self._attempt: tuple[Bound, float] | None = None  # what the mover was given, and when, while it has it
@@ -144,6 +156,8 @@ class Worker:
         finally:
             await self._bounds.forget()
             await self._hand_back()
+            if self._see_off is not None and self._connected:
+                await self._see_off(self._mover.connection)
             await self._mover.close()
 
     @property
@@ -166,15 +180,14 @@ class Worker:
     async def _find_span(self) -> Span | None:
         """Claim, else steal, else wait for others to finish; None when the phase is over or we are asked to stop."""
         shared = self._shared
-        began = shared.clock.now()
-        nothing_since: float | None = None
         poll_s = FIRST_IDLE_POLL_S
+        self.waits.begin(CLAIMING)
         try:
             while not (shared.stop.is_set or self._is_parked):
                 shared.released.clear()
                 span = await self._claim()
                 if span is None:
-                    nothing_since = shared.clock.now() if nothing_since is None else nothing_since
+                    self.waits.begin(NO_SPAN)
                     shared.scarce = True
                     span = await self._steal()
                 if span is not None:
@@ -188,13 +201,7 @@ class Worker:
             return None
         finally:
             self.waiting = ""
-            ended = shared.clock.now()
-            looked_until = ended if nothing_since is None else nothing_since
-            self._count(CLAIMING, looked_until - began)
-            self._count(NO_SPAN, ended - looked_until)
-
-    def _count(self, reason: str, seconds: float) -> None:
-        self.waits[reason] = self.waits.get(reason, 0.0) + seconds
+            self.waits.end()
 
     async def _claim(self) -> Span | None:
         shared = self._shared
@@ -419,9 +426,26 @@ class Worker:
         if claim is None:
             self._lose(span)
         self._hold(claim.span, sent_at)
+        self._find(span, claim.span)
         await self._end(claim.left_behind)
         await self._bounds.begin(claim.span.cursor, claim.span.hi)
         return claim.span
+
+    def _find(self, before: Span, now: Span) -> None:
+        """Only we advance our span: what it has got on by is our own chunk, or a row set aside, whose answer was lost."""
+        if now.cursor == before.cursor:
+            return
+        self._failing_since = None
+        if self._bad_rows.found(before, now, self.name, self.sizer.rows):
+            return
+        shared, rows = self._shared, now.rows - before.rows
+        self.rows += rows
+        self._rows_since += rows
+        shared.emit(
+            ChunkFound(
+                job=shared.job, worker=self.name, span=now.id, epoch=before.epoch, phase=shared.phase, rows=rows
+            )
+        )
 
     def _lose(self, span: Span) -> NoReturn:
         self.span = None
@@ -519,11 +543,20 @@ class Worker:
     async def _connect(self) -> bool:
         """Connect unless connected; tries again while the server is away.  False when asked to stop."""
         shared = self._shared
+        if self._connected:
+            return not shared.stop.is_set
+        try:
+            await self._connect_patiently()
+        finally:
+            self.waiting = ""
+            self.waits.end()
+        return self._connected
+
+    async def _connect_patiently(self) -> None:
+        shared = self._shared
         began = shared.clock.now()
         delay_s = FIRST_DELAY_S
-        while not shared.stop.is_set:
-            if self._connected:
-                return True
+        while not (self._connected or shared.stop.is_set):
             try:
                 await self._mover.open()
             except Exception as error:
@@ -533,7 +566,8 @@ class Worker:
                 if shared.clock.now() - began > PATIENCE_S:
                     shared.fail(CannotConnect(failure.message, hint=failure.hint, sqlstate=failure.sqlstate))
                     break
-                self.waiting = "server cannot be reached"
+                self.waiting = AWAY
+                self.waits.begin(AWAY)
                 if await shared.stop.pause(shared.clock, jittered(delay_s, shared.rng)):
                     break
                 delay_s = min(delay_s * 2, LONGEST_DELAY_S)
@@ -542,8 +576,6 @@ class Worker:
                 self._ledger = Ledger(self._mover.connection)
                 self._server_started = self._mover.connection.server.started
                 self._connected = True
-        self.waiting = ""
-        return self._connected
 
     async def _back_off(self, failure: Failure, span: Span | None) -> None:
         shared = self._shared
@@ -564,9 +596,11 @@ class Worker:
         self._delay_s = min(self._delay_s * 2, LONGEST_DELAY_S)
         self._tell_retry(span, failure.sqlstate, failure.action, delay_s)
         self.waiting = f"retry after {failure.sqlstate or 'a lost connection'}"
-        began = now
-        await shared.stop.pause(shared.clock, delay_s)
-        self._count("retry", shared.clock.now() - began)
+        self.waits.begin(RETRY)
+        try:
+            await shared.stop.pause(shared.clock, delay_s)
+        finally:
+            self.waits.end()
         self.waiting = ""
 
     async def _between_spans(self, error: Exception) -> None:
@@ -596,4 +630,4 @@ class Worker:
             self._rate += (fresh - self._rate) * weight
             self._rate_at, self._rows_since = now, 0
         rate = self._rate if self._rate >= SLOWEST_PER_S else 0.0
-        return Heartbeat(self.id, rate, self.retries, self.waiting, dict(self.waits))
+        return Heartbeat(self.id, rate, self.retries, self.waiting, self.waits.totals(now))

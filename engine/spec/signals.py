@@ -50,6 +50,9 @@ class SignalUnit(StrEnum):
 NAMED: Final = frozenset({SignalKind.SQL, SignalKind.PROMETHEUS, SignalKind.HTTP})
 """Kinds of which a job may have several, each with a name of its own; the others are built in, and come once."""
 
+SIDE: Final = "@"
+"""Between a signal's name and the database that it is read from, where a job has two."""
+
 NAME_PATTERN: Final = r"^[a-z][a-z0-9_]{0,39}$"
 _NAME: Final = re.compile(NAME_PATTERN.rstrip("$") + r"\Z")
 
@@ -78,6 +81,22 @@ LEARNING: Final = frozenset({SignalKind.READ_LATENCY, SignalKind.COMMIT_LATENCY}
 
 NEEDS_NUMBER: Final = frozenset(SignalKind) - LEARNING - DEFAULT_LIMITS.keys()
 """Kinds that must say a target or a maximum."""
+
+
+def at_side(name: str, side: Side) -> str:
+    """``read_latency@source``: a signal as it is called where a job has two databases."""
+    return f"{name}{SIDE}{side}"
+
+
+def without_side(name: str) -> str:
+    """``read_latency`` for ``read_latency@source``: the name in the spec."""
+    return name.partition(SIDE)[0]
+
+
+def kind_of(name: str) -> SignalKind | None:
+    """The kind of a built-in signal of that name, with or without a side; None for a signal of the user's."""
+    name = without_side(name)
+    return SignalKind(name) if name in list(SignalKind) and name not in NAMED else None
 
 
 def check_signal_name(name: str) -> str:

@@ -1,8 +1,9 @@
 """Where Prometheus scrapes this process: a small HTTP server in threads of its own.
 
 The application is the library's, with its formats and its negotiation.  The server around it is ours for three reasons:
-it asks no name server for its own name (which can take longer than a job), a client that says or reads nothing is cut
-off, and so many clients at once are all that are served.  It tells no row, key or secret, and asks nobody who he is.
+it asks no name server for its own name (which can take longer than a job), nobody is served for longer than a scrape
+can take, and no more than so many at once: the newest ones, so that slow clients never lock Prometheus out.  It tells
+no row, key or secret, and asks nobody who he is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import io
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -19,6 +21,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import make_wsgi_app
 
+from engine.clock import SystemClock
 from engine.errors import UsageError
 from engine.telemetry.metrics import Metrics
 
@@ -26,9 +29,12 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
 CLIENT_TIMEOUT_S: Final = 10.0
-"""Between two bytes of a client."""
+"""From the moment at which a client is there until the last byte of his answer."""
 
 MOST_CLIENTS: Final = 16
+LEAVE_S: Final = 1.0
+"""How long a client who is cut off may keep his place: until an answer that is being made is ready."""
+
 POLL_S: Final = 0.05
 """How soon a server that is told to end looks up."""
 
@@ -160,7 +166,7 @@ class _Answer:
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = CLIENT_TIMEOUT_S
+    timeout = CLIENT_TIMEOUT_S  # between two bytes; alone it counts when nobody looks at deadlines any more
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the signature is the library's
         """Nothing: a scrape is no event of the job's."""
@@ -177,7 +183,9 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def __init__(self, family: int, place: Any, application: Callable[..., Iterable[bytes]]) -> None:
         self.address_family = family
-        self._places = threading.BoundedSemaphore(MOST_CLIENTS)
+        self._now = SystemClock().now
+        self._clients: dict[socket.socket, float] = {}  # with their deadlines, in the order in which they came
+        self._left = threading.Condition()
         super().__init__(place, _Handler)
         self.set_app(application)
 
@@ -188,21 +196,37 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for the client, if there is a place for him."""
-        if self._places.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        """A thread for the client.  When all places are taken, whoever has been there longest gives up his."""
+        with self._left:
+            if len(self._clients) >= MOST_CLIENTS:
+                _cut_off(next(iter(self._clients)))
+            if not self._left.wait_for(lambda: len(self._clients) < MOST_CLIENTS, LEAVE_S):
+                raise TimeoutError  # this one is sent away
+            self._clients[request] = self._now() + CLIENT_TIMEOUT_S
+        super().process_request(request, client_address)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve one client."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
+    def shutdown_request(self, request: Any) -> None:
+        """The end of a client, however it came: also when there was no thread to be had for him."""
+        with self._left:
+            self._clients.pop(request, None)
+            self._left.notify()
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Every now and then: whoever is past his deadline is cut off."""
+        with self._left:
+            for client, deadline in self._clients.items():
+                if self._now() >= deadline:
+                    _cut_off(client)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Nothing, as above."""
+
+
+def _cut_off(client: socket.socket) -> None:
+    """Whoever reads from it, or writes to it, finds it closed."""
+    with suppress(OSError):
+        client.shutdown(socket.SHUT_RDWR)
 
 
 def _why(error: OSError | UnicodeError) -> str:

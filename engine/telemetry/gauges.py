@@ -1,13 +1,14 @@
 """What was last read, as metrics: the jobs of a ledger as it tells of them, and the servers beside a job.
 
-Read by another thread at any time: whoever shows something replaces a whole snapshot.  What is not known is absent, and
+Read by another thread at any time: whoever shows something replaces a whole snapshot, and a report is not shown for
+longer than whoever made it could answer for, even while his thread stands still.  What is not known is absent, and
 never 0.  Of the ledger, which is untrusted, only numbers are believed that are numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from prometheus_client import Metric as Family
@@ -59,25 +60,61 @@ _VITALS: Final[Mapping[str, str]] = {
 }
 """Metric -> field of ``Vitals``."""
 
+_COUNTERS: Final = frozenset(metric.name for metric in DATABASES if metric.kind is Kind.COUNTER)
+
+_Counter = tuple[str, tuple[str, ...]]
+"""A metric's name, and the values of its labels, of which the first one is the job."""
+
 
 class Snapshots:
-    """The last report and the last looks at servers, as a collector of ``prometheus_client``."""
+    """The last report and the last looks at servers, as a collector of ``prometheus_client``.  ``now``: seconds.
 
-    def __init__(self) -> None:
-        self.reports: tuple[JobReport, ...] | None = None
-        self._vitals: dict[tuple[str, Side], Vitals | None] = {}
+    A server's own counters step back when another server takes over or somebody resets its statistics, which ``rate``
+    would take for all that was ever counted.  So this process counts by itself what they grew by while it looked.
+    """
 
-    def report(self, jobs: Sequence[JobReport] | None) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._report: tuple[tuple[JobReport, ...] | None, float] = (None, math.inf)  # and until when it is valid
+        self._servers: dict[tuple[str, Side], tuple[Value, ...]] = {}
+        self._last: dict[_Counter, float] = {}  # what the server said
+        self._grown: dict[_Counter, float] = {}  # what is exposed
+
+    @property
+    def reports(self) -> tuple[JobReport, ...] | None:
+        """What this process reports now; None: nothing."""
+        jobs, until = self._report
+        return jobs if self._now() < until else None
+
+    def report(self, jobs: Sequence[JobReport] | None, valid_s: float) -> None:
         """Replace the report."""
-        self.reports = None if jobs is None else tuple(jobs[:MOST_REPORTED])
+        self._report = (None if jobs is None else tuple(jobs[:MOST_REPORTED]), self._now() + valid_s)
 
     def vitals(self, job: str, side: Side, seen: Vitals | None) -> None:
         """Replace what is known of one server."""
-        self._vitals = {**self._vitals, (job, side): seen}
+        values = tuple(self._counted(value) for value in _of_server(job, side, seen))
+        self._servers = {**self._servers, (job, side): values}
+
+    def _counted(self, value: Value) -> Value:
+        name, labels, number = value
+        if name not in _COUNTERS:
+            return value
+        counter = name, labels
+        grown = self._grown.get(counter, 0.0) + max(0.0, number - self._last.get(counter, number))
+        self._last[counter], self._grown[counter] = number, grown
+        return name, labels, grown
 
     def forget_vitals(self, job: str) -> None:
-        """Know nothing of a job's servers any more."""
-        self._vitals = {key: seen for key, seen in self._vitals.items() if key[0] != job}
+        """Know nothing of a job's servers any more, but what they were seen to grow by: what they do until this process
+        looks again, another one counts.
+        """
+        self._servers = {key: values for key, values in self._servers.items() if key[0] != job}
+        self._last = {counter: number for counter, number in self._last.items() if counter[1][0] != job}
+
+    def forget(self, job: str) -> None:
+        """Know nothing of a job any more."""
+        self.forget_vitals(job)
+        self._grown = {counter: number for counter, number in self._grown.items() if counter[1][0] != job}
 
     def describe(self) -> Iterable[Family]:
         """The metrics without values, for the registry's list of names."""
@@ -96,8 +133,8 @@ class Snapshots:
             if report.status.job not in seen_jobs:  # a series that comes twice makes the whole scrape invalid
                 seen_jobs.add(report.status.job)
                 yield from _of_job(report)
-        for (job, side), vitals in self._vitals.items():
-            yield from _of_server(job, side, vitals)
+        for values in self._servers.values():
+            yield from values
 
 
 def _family(metric: Metric) -> Any:

@@ -8,6 +8,7 @@ from typing import Final
 from engine.events import (
     ChunkCancelled,
     ChunkCommitted,
+    ChunkFound,
     ChunkRetried,
     DeadlineLate,
     Draining,
@@ -99,6 +100,9 @@ def message(event: Event) -> tuple[Level, str] | None:
             seen = event.observation
             moved = f"{seen.rows:,} of {seen.scanned:,} rows in {numbers.duration(seen.server_s)}"
             return Level.DEBUG, f"{event.worker}: span {event.span}: {moved}, next {event.next_rows:,}"
+        case ChunkFound():
+            found = f"a chunk of {event.rows:,} rows was committed, though its answer was lost"
+            return Level.VERBOSE, f"{event.worker}: span {event.span}: {found}"
         case JobFinished():
             return Level.NORMAL, finished(event)
         case _:

@@ -4,12 +4,14 @@ Everything is made from the catalogue, in a registry of its own.  A scrape runs 
 library's own locked numbers and immutable snapshots (``telemetry.gauges``).
 
 What is kept is bounded.  A job's series exist, with 0, from the moment at which this process opens it, so that ``rate``
-sees the first increment; when there are too many jobs, the one that was opened longest ago is forgotten.  A label that
-takes its values from outside (an SQLSTATE, a signal's name, a reason) has at most ``MOST_VALUES`` of them per job.
+sees the first increment (but not what nobody may be able to count: ``LATER``); when there are too many jobs, the one
+that was opened longest ago is forgotten.  A label that takes its values from outside (an SQLSTATE, a signal's name, a
+reason) has at most ``MOST_VALUES`` of them per job.
 """
 
 from __future__ import annotations
 
+import math
 import platform
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -21,9 +23,11 @@ from prometheus_client import Metric as Family
 from prometheus_client.process_collector import ProcessCollector
 
 from engine._version import __version__
+from engine.clock import SystemClock
 from engine.events import (
     ChunkCancelled,
     ChunkCommitted,
+    ChunkFound,
     ChunkRetried,
     Event,
     JobOpened,
@@ -42,7 +46,7 @@ from engine.flow.worker import CLAIMING, NO_SPAN
 from engine.ledger.orders import ROWS, WAL
 from engine.model import Mode, Phase, Side
 from engine.pace.bucket import RATE_LIMIT
-from engine.spec.signals import LEARNING
+from engine.spec.signals import LEARNING, kind_of
 from engine.telemetry.catalogue import METRICS, Kind, Metric
 from engine.telemetry.gauges import Snapshots, is_read
 from engine.telemetry.report import JobReport
@@ -67,6 +71,9 @@ OUTCOMES: Final = {
 REASONS: Final = (CLAIMING, NO_SPAN, RATE_LIMIT, WINDOW, NO_PACER, GATE, ROWS, WAL, "retry", "baseline")
 SQLSTATES: Final = (LOST_CONNECTION, "40001", "40P01", "55P03", "57014", "57P01")
 """Those that a job on a busy database meets sooner or later."""
+
+LATER: Final = frozenset({"wal_bytes_total"})
+"""Without a 0 at the beginning: whether anybody can tell is known when somebody does."""
 
 _MOVES: Final = (Phase.MOVE, Phase.SWEEP)
 _CREATED: Final = "_created"
@@ -98,12 +105,13 @@ class _Job:
 class Metrics:
     """An ``Emit`` that counts, and the place where reports and readings are shown.  ``registry`` is what is exposed."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] | None = None) -> None:
         self.registry: CollectorRegistry = _Registry()
         self.reports = 0  # how often somebody has reported, or said that this process does not
         self._made: dict[str, Any] = {m.name: _make(m, self.registry) for m in METRICS if not is_read(m)}
         self._made["build_info"].info({"version": __version__, "python": platform.python_version()})
-        self._snapshots = Snapshots()
+        self._snapshots = Snapshots(now or SystemClock().now)
+        self._made["reporter"].set_function(lambda: float(self.is_reporting))
         self.registry.register(self._snapshots)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -117,10 +125,9 @@ class Metrics:
         """True while this process reports on the jobs of its ledger."""
         return self._snapshots.reports is not None
 
-    def report(self, jobs: Sequence[JobReport] | None) -> None:
-        """All jobs of the ledger as they are now; None: another process reports."""
-        self._snapshots.report(jobs)
-        self._made["reporter"].set(0 if jobs is None else 1)
+    def report(self, jobs: Sequence[JobReport] | None, valid_s: float = math.inf) -> None:
+        """All jobs of the ledger as they are now, and for how long that may be shown; None: another process reports."""
+        self._snapshots.report(jobs, valid_s)
         self.reports += 1
 
     def vitals(self, job: str, side: Side, seen: Vitals | None) -> None:
@@ -144,6 +151,8 @@ class Metrics:
         match event:
             case ChunkCommitted():
                 self._committed(event, job, count)
+            case ChunkFound():
+                self._found(event, job, count)
             case ChunkRetried():
                 count("retries_total", self._bounded(job, "sqlstate", event.sqlstate or LOST_CONNECTION)).inc()
                 if event.span:
@@ -190,13 +199,19 @@ class Metrics:
         count("chunk_seconds", "write").observe(max(0.0, event.move_s - seen.commit_s))
         count("chunk_seconds", "commit").observe(seen.commit_s)
 
+    def _found(self, event: ChunkFound, job: _Job, count: _Count) -> None:
+        if event.phase is Phase.MOVE:
+            count("rows_total", job.mode.value).inc(event.rows)
+        if event.phase in _MOVES:
+            count("chunks_total", "committed").inc()
+
     def _signal(self, event: SignalRead, job: _Job, count: _Count) -> None:
         signal = self._bounded(job, "signal", event.signal)
         failures = count("probe_failures_total", signal)
         count("held_seconds_total", self._bounded(job, "reason", event.signal))
         if event.value is None:
             failures.inc()
-        elif event.signal in LEARNING:
+        elif kind_of(event.signal) in LEARNING:
             count("probe_seconds", signal).observe(event.value)
 
     # -- series -------------------------------------------------------------------------------------------------------
@@ -205,12 +220,12 @@ class Metrics:
         job = self._jobs.get(event.job)
         if job is None:
             job = self._jobs[event.job] = _Job(event.mode)
-            self._begin(event.job, job)
-        job.mode = event.mode
+        job.mode = event.mode  # another one than before, when the job was removed and begun anew
+        self._begin(event.job, job)
         self._jobs.move_to_end(event.job)
         while len(self._jobs) > MOST_JOBS:
             self._forget(*self._jobs.popitem(last=False))
-        if event.resumed:
+        if event.resumed and not event.attached:
             self._counter(event.job, job)("resumes_total").inc()
 
     def _begin(self, name: str, job: _Job) -> None:
@@ -223,7 +238,7 @@ class Metrics:
             "sqlstate": tuple(self._bounded(job, "sqlstate", sqlstate) for sqlstate in SQLSTATES),
         }
         for metric in METRICS:
-            if metric.name not in self._made or metric.labels[:1] != ("job",):
+            if metric.name not in self._made or metric.name in LATER or metric.labels[:1] != ("job",):
                 continue
             if metric.labels == ("job",):
                 count(metric.name)
@@ -254,7 +269,7 @@ class Metrics:
     def _forget(self, name: str, job: _Job) -> None:
         for metric, *rest in job.children:
             self._made[metric].remove(name, *rest)
-        self._snapshots.forget_vitals(name)
+        self._snapshots.forget(name)
 
 
 def _make(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram | Info:

@@ -16,7 +16,7 @@ from engine.clock import Clock
 from engine.db import Database
 from engine.model import KeyColumn, KeyValue, Side, TableName
 from engine.pace.law import OnFailure, SignalPolicy, Statistic, Unit
-from engine.spec.signals import SignalKind, SignalSpec
+from engine.spec.signals import SignalKind, SignalSpec, at_side
 from engine.watch import server
 from engine.watch.custom import SqlProbe
 from engine.watch.latency import HEARTBEAT_ROWS, CommitProbe, QueryProbe, ReadProbe
@@ -186,10 +186,10 @@ class _Maker:
         watched = self._watched
         if watched.target is None:
             return [(signal.name, watched.source)]
-        on_target = (f"{signal.name}@{Side.TARGET}", watched.target)
+        on_target = (at_side(signal.name, Side.TARGET), watched.target)
         if signal.kind not in _ON_BOTH_SIDES:
             return [on_target]
-        return [(f"{signal.name}@{Side.SOURCE}", watched.source), on_target]
+        return [(at_side(signal.name, Side.SOURCE), watched.source), on_target]
 
     def _probe(self, signal: SignalSpec, name: str, place: Place) -> Probe:
         def policy(every_s: float) -> SignalPolicy:

@@ -23,10 +23,12 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from engine.cli.metrics import MetricsOptions, Observer
 from engine.cli.terminal import Terminal
+from engine.clock import ManualClock
 from engine.errors import UsageError
 from engine.events import (
     ChunkCancelled,
     ChunkCommitted,
+    ChunkFound,
     ChunkRetried,
     Draining,
     Emit,
@@ -42,6 +44,7 @@ from engine.events import (
     WorkersWaited,
     ignore,
 )
+from engine.fleet import reporter
 from engine.ledger.records import JobStatus
 from engine.model import JobState, Mode, Observation, Phase, Side
 from engine.telemetry import catalogue, exposition
@@ -159,6 +162,14 @@ VITALS = Vitals(
     dead_rows=7,
     live_rows=1e4,
     vacuums_running=1,
+)
+VITALS_LATER = replace(
+    VITALS,
+    wal_bytes=1e9 + 30,
+    read_bytes=1e8 + 20,
+    written_bytes=1e7 + 10,
+    checkpoints={"timed": 6, "requested": 1},
+    transactions={"committed": 1100, "rolled_back": 5},
 )
 EVENTS: tuple[Event, ...] = (
     OPENED,
@@ -283,12 +294,51 @@ def test_a_jobs_series_are_there_with_zero_before_anything_happened(metrics: Met
     counted = {m.name for m in METRICS if m.owner is not Owner.REPORTER and m.labels[:1] == ("job",)}
     by_probes = {"probe_seconds", "probe_failures_total"}  # which signals there are is known with their first reading
     by_vitals = {metric.name for metric in catalogue.DATABASES}
+    when_known = {"wal_bytes_total"}
     there = {re.sub("_(bucket|sum|count)$", "", name).removeprefix("backfill_") for name, _ in seen}
-    assert counted - by_probes - by_vitals <= there
+    assert counted - by_probes - by_vitals - when_known == there - {"build_info"}
     for outcome in ("committed", "failed", "lost"):
         assert value(metrics, "chunks_total", outcome=outcome) == 0
     assert value(metrics, "retries_total", sqlstate="55P03") == 0
     assert value(metrics, "held_seconds_total", reason="window") == 0
+
+
+def test_wal_of_which_nobody_can_tell_is_absent_and_not_0(metrics: Metrics) -> None:
+    metrics(OPENED)
+    assert value(metrics, "wal_bytes_total") is None
+    metrics(WalWritten(job="j", bytes=0.0, is_exact=True))
+    assert value(metrics, "wal_bytes_total") == 0
+
+
+def test_a_job_that_is_begun_anew_in_another_mode_has_that_modes_series_with_0(metrics: Metrics) -> None:
+    metrics(OPENED)
+    metrics(CHUNK)
+    metrics(replace(OPENED, mode=Mode.IN_PLACE))
+    for name in ("rows_total", "bytes_total"):
+        assert value(metrics, name, mode="in_place") == 0
+    metrics(CHUNK)
+    assert [value(metrics, "rows_total", mode=mode) for mode in ("copy", "in_place")] == [10, 10]
+
+
+def test_who_only_watches_a_job_does_not_resume_it(metrics: Metrics) -> None:
+    metrics(replace(OPENED, resumed=True, attached=True))
+    assert value(metrics, "resumes_total") == 0
+    metrics(replace(OPENED, resumed=True))
+    assert value(metrics, "resumes_total") == 1
+
+
+@pytest.mark.parametrize("name", ["read_latency", "read_latency@source", "commit_latency@target"])
+def test_every_latency_that_is_probed_has_a_histogram(metrics: Metrics, name: str) -> None:
+    metrics(OPENED)
+    metrics(SignalRead(job="j", signal=name, unit="s", value=0.004))
+    assert value(metrics, "probe_seconds_sum", signal=name) == 0.004
+
+
+@pytest.mark.parametrize("name", ["lock_waits@target", "replication_lag", "read_latency_of_ours"])
+def test_what_nobody_felt_as_a_latency_has_none(metrics: Metrics, name: str) -> None:
+    metrics(OPENED)
+    metrics(SignalRead(job="j", signal=name, unit="s", value=0.004))
+    assert value(metrics, "probe_seconds_count", signal=name) is None
 
 
 def test_a_signals_series_are_there_with_its_first_reading_and_who_decides_the_pace_with_the_decision(
@@ -327,6 +377,15 @@ def test_only_the_move_writes_rows_and_only_a_verification_compares_them(metrics
     assert value(metrics, "chunks_total", outcome="committed") == 2  # the move's, and the sweep's
     assert value(metrics, "verify_rows_total") == 10
     assert value(metrics, "verify_mismatched_rows_total") == 4
+
+
+def test_a_chunk_that_turns_out_to_be_committed_counts_with_its_rows(metrics: Metrics) -> None:
+    metrics(OPENED)
+    for phase in Phase:
+        metrics(ChunkFound(job="j", worker="w1", span=3, epoch=1, phase=phase, rows=7))
+    assert value(metrics, "rows_total", mode="copy") == 7
+    assert value(metrics, "chunks_total", outcome="committed") == 2  # the move's, and the sweep's
+    assert value(metrics, "verify_rows_total") == 0
 
 
 def test_retries_are_told_apart_by_sqlstate_and_those_between_spans_are_no_failed_chunks(metrics: Metrics) -> None:
@@ -484,6 +543,19 @@ def test_who_reports_no_longer_shows_no_job_at_once(full: Metrics) -> None:
     assert not full.is_reporting
 
 
+def test_a_report_is_shown_as_long_as_it_is_valid_whatever_the_reporter_is_busy_with() -> None:
+    now = [100.0]
+    metrics = Metrics(lambda: now[0])
+    metrics.report([JobReport(STATUS, 0.0)], valid_s=6.0)
+    now[0] = 105.9
+    assert (value(metrics, "rows_done"), value(metrics, "reporter")) == (400, 1)
+    now[0] = 106.0
+    assert (value(metrics, "rows_done"), value(metrics, "reporter")) == (None, 0)
+    assert not metrics.is_reporting
+    metrics.report([JobReport(STATUS, 0.0)], valid_s=6.0)
+    assert (value(metrics, "rows_done"), value(metrics, "reporter")) == (400, 1)
+
+
 def test_a_ledger_that_tells_nonsense_spoils_no_scrape(metrics: Metrics) -> None:
     nonsense = (
         {"name": 'quote " and \n line', "value": 1, "age_s": "old"},
@@ -508,22 +580,74 @@ def test_a_server_that_does_not_answer_is_down_and_nothing_else_is_told_of_it(fu
     full.vitals("j", Side.SOURCE, None)
     assert value(full, "database_up", side="source") == 0
     assert [name for name, labels in samples(full) if ("side", "source") in labels] == ["backfill_database_up"]
-    assert value(full, "database_wal_bytes_total", side="target") == 1e9
+    assert value(full, "database_live_rows", side="target") == 1e4
     full.forget_vitals("j")
     assert not [name for name in names(full) if name.startswith("backfill_database")]
 
 
 def test_each_reading_of_a_server_has_its_metric(full: Metrics) -> None:
     expected = {
-        "wal_bytes_total": 1e9, "read_bytes_total": 1e8, "written_bytes_total": 1e7, "oldest_transaction_seconds": 3,
+        "wal_bytes_total": 30, "read_bytes_total": 20, "written_bytes_total": 10, "oldest_transaction_seconds": 3,
         "lock_waiters": 0, "longest_lock_wait_seconds": 0, "standbys": 1, "replication_lag_seconds": 0.1,
         "replication_lag_bytes": 1000, "table_bytes": 1e6, "index_bytes": 1e5, "dead_rows": 7, "live_rows": 1e4,
         "vacuums_running": 1,
     }  # fmt: skip
+    full.vitals("j", Side.SOURCE, VITALS_LATER)
     assert {name: value(full, f"database_{name}", side="source") for name in expected} == expected
-    assert value(full, "database_checkpoints_total", side="source", reason="timed") == 5
-    assert value(full, "database_transactions_total", side="source", outcome="rolled_back") == 2
+    assert value(full, "database_checkpoints_total", side="source", reason="timed") == 1
+    assert value(full, "database_transactions_total", side="source", outcome="rolled_back") == 3
     assert value(full, "database_sessions", side="source", state="idle") == 2
+
+
+def test_a_servers_counters_begin_at_0_and_grow_as_its_own_do(full: Metrics) -> None:
+    wal = ("database_wal_bytes_total", "target")
+    assert value(full, wal[0], side=wal[1]) == 0
+    full.vitals("j", Side.TARGET, replace(VITALS, wal_bytes=1e9 + 5))
+    full.vitals("j", Side.TARGET, None)
+    full.vitals("j", Side.TARGET, replace(VITALS, wal_bytes=None))
+    assert value(full, wal[0], side=wal[1]) is None
+    full.vitals("j", Side.TARGET, replace(VITALS, wal_bytes=1e9 + 7))  # what was written meanwhile is not lost
+    assert value(full, wal[0], side=wal[1]) == 7
+    assert value(full, wal[0], side="source") == 0
+
+
+def test_a_failover_or_a_reset_of_statistics_takes_nothing_away_and_adds_nothing(full: Metrics) -> None:
+    def counts() -> tuple[float | None, ...]:
+        return (
+            value(full, "database_wal_bytes_total", side="source"),
+            value(full, "database_transactions_total", side="source", outcome="committed"),
+            value(full, "database_transactions_total", side="source", outcome="rolled_back"),
+        )
+
+    full.vitals("j", Side.SOURCE, VITALS_LATER)
+    assert counts() == (30, 100, 3)
+    full.vitals("j", Side.SOURCE, replace(VITALS_LATER, wal_bytes=9e8, transactions={"committed": 0, "rolled_back": 5}))
+    assert counts() == (30, 100, 3)
+    full.vitals("j", Side.SOURCE, replace(VITALS_LATER, wal_bytes=9e8 + 1, transactions={"committed": 4}))
+    assert counts() == (31, 104, None)
+
+
+def test_what_a_server_did_while_another_process_led_is_that_ones_to_count(full: Metrics) -> None:
+    full.vitals("j", Side.SOURCE, VITALS_LATER)
+    full.vitals("other", Side.SOURCE, VITALS)
+    full.forget_vitals("j")
+    assert value(full, "database_wal_bytes_total", side="source") is None
+    full.vitals("j", Side.SOURCE, replace(VITALS, wal_bytes=5e9))
+    assert value(full, "database_wal_bytes_total", side="source") == 30
+    full.vitals("j", Side.SOURCE, replace(VITALS, wal_bytes=5e9 + 2))
+    assert value(full, "database_wal_bytes_total", side="source") == 32
+    full.vitals("other", Side.SOURCE, VITALS_LATER)
+    assert value(full, "database_wal_bytes_total", side="source", job="other") == 30
+
+
+def test_of_a_job_that_is_forgotten_nothing_of_its_servers_is_kept(metrics: Metrics) -> None:
+    for number in range(3 * MOST_JOBS):
+        metrics(replace(OPENED, job=f"j{number}"))
+        metrics.vitals(f"j{number}", Side.TARGET, VITALS)
+        metrics.forget_vitals(f"j{number}")
+    kept = metrics._snapshots
+    assert {counter[1][0] for counter in kept._grown} == {f"j{2 * MOST_JOBS + number}" for number in range(MOST_JOBS)}
+    assert not kept._last and not kept._servers
 
 
 def test_what_a_server_does_not_tell_is_absent(metrics: Metrics) -> None:
@@ -585,11 +709,16 @@ def test_a_client_that_says_nothing_keeps_nobody_waiting(served: Exposition) -> 
         get(served.url).close()
 
 
+def clients_of(served: Exposition) -> int:
+    assert served._server is not None
+    return len(served._server._clients)
+
+
 def test_a_client_that_does_not_read_is_cut_off_and_leaves_no_word(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert 0 < exposition._Handler.timeout <= 30
-    monkeypatch.setattr(exposition._Handler, "timeout", 0.2)
+    assert 0 < exposition.CLIENT_TIMEOUT_S <= 30
+    monkeypatch.setattr(exposition, "CLIENT_TIMEOUT_S", 0.2)
     metrics.report([JobReport(replace(STATUS, job=f"j{number}" * 300), 0.0) for number in range(MOST_REPORTED)])
     served = Exposition(metrics, "127.0.0.1:0")
     served.open()
@@ -597,22 +726,60 @@ def test_a_client_that_does_not_read_is_cut_off_and_leaves_no_word(
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", served.port))
         client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        eventually(lambda: served._server is not None and served._server._places._value == exposition.MOST_CLIENTS - 1)
-        eventually(lambda: served._server is not None and served._server._places._value == exposition.MOST_CLIENTS)
+        eventually(lambda: clients_of(served) == 1)
+        eventually(lambda: clients_of(served) == 0)
     assert served.scrapes == 0
     served.close()
     assert capfd.readouterr() == ("", "")
 
 
-def test_more_clients_than_there_are_places_for_are_sent_away(served: Exposition) -> None:
-    silent = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(exposition.MOST_CLIENTS)]
-    with pytest.raises(OSError), closing(socket.create_connection(("127.0.0.1", served.port))) as one_more:
-        one_more.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        assert one_more.recv(1) == b""
-        raise ConnectionResetError  # or it was one already
-    for one in silent:
+def test_a_client_that_says_a_byte_now_and_then_is_cut_off_when_his_time_is_over(
+    served: Exposition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exposition, "CLIENT_TIMEOUT_S", 0.3)
+    with pytest.raises(OSError), closing(socket.create_connection(("127.0.0.1", served.port), timeout=0.05)) as slow:
+        for _ in range(200):
+            slow.sendall(b"G")
+            try:
+                assert slow.recv(1) == b""  # or it is reset at once: the server has not read the last byte
+                raise ConnectionResetError
+            except TimeoutError:
+                continue
+        pytest.fail("he is served to this day")
+    eventually(lambda: clients_of(served) == 0)
+
+
+def test_when_all_places_are_taken_the_one_who_came_first_gives_up_his(served: Exposition) -> None:
+    def silent() -> socket.socket:
+        return socket.create_connection(("127.0.0.1", served.port), timeout=10)
+
+    slow = [silent() for _ in range(exposition.MOST_CLIENTS)]
+    eventually(lambda: clients_of(served) == exposition.MOST_CLIENTS)
+    get(served.url).close()
+    assert slow[0].recv(1) == b""
+    slow += [silent(), silent()]
+    assert slow[1].recv(1) == b""
+    slow[2].settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        slow[2].recv(1)
+    assert clients_of(served) == exposition.MOST_CLIENTS
+    for one in slow:
         one.close()
-    eventually(lambda: served._server is not None and served._server._places._value == exposition.MOST_CLIENTS)
+    eventually(lambda: clients_of(served) == 0)
+
+
+def test_a_client_for_whom_there_is_no_thread_takes_no_place(
+    served: Exposition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        for _ in range(exposition.MOST_CLIENTS + 1):
+            with closing(socket.create_connection(("127.0.0.1", served.port), timeout=10)) as refused:
+                assert refused.recv(1) == b""
+    assert clients_of(served) == 0
     get(served.url).close()
 
 
@@ -730,6 +897,14 @@ def test_a_count_that_fails_is_said_once_and_never_reaches_the_job(
     assert "ZeroDivisionError" in said
 
 
+class Silent:
+    """Watches nothing."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    async def run(self) -> None: ...
+
+
 async def test_nobody_is_served_any_more_when_the_report_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scrape in between would see a job of which nobody knows anything, for the last time."""
     urls: list[str] = []
@@ -750,11 +925,6 @@ async def test_nobody_is_served_any_more_when_the_report_ends(monkeypatch: pytes
                 except OSError:
                     served_at_the_end.append(False)
 
-    class Silent:
-        def __init__(self, *_: object) -> None: ...
-
-        async def run(self) -> None: ...
-
     monkeypatch.setattr("engine.fleet.reporter.Reporter", Reporting)
     monkeypatch.setattr("engine.fleet.vitals.VitalsWatch", Silent)
     observer = Observer(Terminal(), MetricsOptions("127.0.0.1:0"))
@@ -765,6 +935,29 @@ async def test_nobody_is_served_any_more_when_the_report_ends(monkeypatch: pytes
         with await asyncio.to_thread(get, urls[0]) as answer:
             assert "backfill_rows_done" in answer.read().decode()
     assert served_at_the_end == [False]
+
+
+async def test_a_reporter_whose_loop_stands_still_is_believed_as_long_as_its_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Reporting:
+        def __init__(self, ledger: Any, show: Callable[..., None], emit: Emit) -> None:
+            self.show = show
+
+        async def run(self) -> None:
+            self.show([JobReport(STATUS, 0.0)])  # and never again
+
+    monkeypatch.setattr("engine.fleet.reporter.Reporter", Reporting)
+    monkeypatch.setattr("engine.fleet.vitals.VitalsWatch", Silent)
+    clock = ManualClock()
+    observer = Observer(Terminal(), MetricsOptions("127.0.0.1:0"), clock)
+    metrics = observer._metrics
+    assert metrics is not None
+    async with observer.beside(None, lambda: None, ignore):  # type: ignore[arg-type]
+        await clock.advance(reporter.TRUST * reporter.LEASE_S - 0.1)
+        assert value(metrics, "rows_done") == 400
+        await clock.advance(0.2)
+        assert value(metrics, "rows_done") is None
 
 
 def test_without_the_option_nothing_is_made(capsys: pytest.CaptureFixture[str]) -> None:
