@@ -19,7 +19,6 @@ from setuptools.command.build_py import build_py
 
 DEBUG = os.environ.get("BACKFILL_DEBUG", "") not in ("", "0")
 KERNELS = Path("engine/_native")
-DASHBOARDS = Path("grafana")
 
 DIRECTIVES: dict[str, object] = {
     "language_level": 3,
@@ -50,7 +49,7 @@ def kernels() -> list[Extension]:
 
 
 class WithDashboards(build_py):
-    """Puts the files for Grafana into the package; an editable install uses those of ``grafana`` itself."""
+    """Puts the files for Grafana into the package; an editable install uses those of the checkout itself."""
 
     def run(self) -> None:
         """Build the modules, and add the files."""
@@ -61,14 +60,13 @@ class WithDashboards(build_py):
 
 def pack(library: Path) -> None:
     """Copy the files to where ``engine.telemetry.boards`` looks for them first."""
-    is_exported = runpy.run_path("engine/telemetry/boards.py")["is_exported"]
+    gathered = runpy.run_path("engine/telemetry/boards.py")["gathered"]
     target = library / "engine" / "telemetry" / "grafana"
     shutil.rmtree(target, ignore_errors=True)
-    for path in DASHBOARDS.rglob("*"):
-        if path.is_file() and is_exported(path):
-            copy = target / path.relative_to(DASHBOARDS)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+    for name, content in gathered(Path()).items():
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 setup(

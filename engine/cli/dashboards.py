@@ -24,7 +24,7 @@ def dashboards() -> None:
 @click.option("--force", is_flag=True, help="Overwrite files that are different.")
 @output_options
 def export(terminal: Terminal, folder: Path, force: bool) -> int:
-    """Write dashboards, alert rules and example provisioning into DIR.
+    """Write dashboards, alert rules, what to do about alerts, and example provisioning into DIR.
 
     Files that are there and different are somebody's: nothing is written unless --force. DIR also holds a compose file
     that starts Grafana and Prometheus with all of it.
@@ -32,7 +32,7 @@ def export(terminal: Terminal, folder: Path, force: bool) -> int:
     try:
         wanted = boards.files()
     except FileNotFoundError as missing:
-        raise UsageError(str(missing), hint="install the wheel, or use grafana/ of a checkout") from None
+        raise UsageError(str(missing), hint="install the wheel, or use a checkout") from None
     try:
         written, unchanged = _write(folder, {str(path): content for path, content in wanted.items()}, force=force)
     except OSError as error:

@@ -46,7 +46,7 @@ class Display:
         self._clock = clock or SystemClock()
         self._live: Live | None = None
         self._narrator = Narrator(terminal.tell, self._clock, verbosity=terminal.verbosity)
-        self._waiting = ""
+        self._waiting = ""  # as was said: what stands still makes no progress, and its status may be an old one
         self._fresh_rows = 0  # committed here since the last look at the ledger
         self._look: object = None
         self._own_rows = 0
@@ -106,14 +106,14 @@ class Display:
         while True:
             await self._clock.sleep(SUMMARY_S)
             supervisor = self._supervisor()
-            if supervisor is not None and supervisor.status is not None:
+            if supervisor is not None and supervisor.status is not None and not self._waiting:
                 self._terminal.say(one_line(supervisor.status))
 
     async def _log_progress(self, log: Log) -> None:
         while True:
             await self._clock.sleep(LOG_SUMMARY_S)
             supervisor = self._supervisor()
-            if supervisor is not None and supervisor.status is not None:
+            if supervisor is not None and supervisor.status is not None and not self._waiting:
                 log.write(progress_entry(supervisor.status))
 
     # -- the picture ------------------------------------------------------------------------------------------------

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import socket
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -28,6 +31,20 @@ def _refuse_alive(status: JobStatus, *, force: bool) -> None:
             f"{numbers.counted(status.workers, 'worker')} of {status.job} are alive",
             hint="backfill cancel stops them, or end their processes; --force goes on all the same",
         )
+
+
+def _noted(status: JobStatus) -> dict[str, Any]:
+    """For the history, which outlives the job."""
+    return {"state": status.state.value, "rows": status.rows_done, "by": operator()}
+
+
+def operator() -> str:
+    """``user@host``: whose terminal this is, since a database's role is often one for all."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 # -- restart ----------------------------------------------------------------------------------------------------------
@@ -61,7 +78,7 @@ async def _restart(terminal: Terminal, place: Place, *, yes: bool, force: bool) 
             return _NO
         # Asking takes time: somebody may have begun meanwhile.
         _refuse_alive(await ledger.status(place.job), force=force)
-        await ledger.record(place.job, "restart", {"state": status.state.value, "rows": status.rows_done})
+        await ledger.record(place.job, "restart", _noted(status))
         await ledger.forget(place.job)
     if terminal.as_json:
         terminal.json({"job": place.job, "restarted": True})
@@ -107,7 +124,7 @@ async def _cleanup_job(terminal: Terminal, place: Place, *, yes: bool, force: bo
         if triggers:
             # While they are there they write tombstones for nobody; and a job that is gone cannot be asked about them.
             await remove(ledger.connection, place.job, force=True, by=patience(tell=terminal.say))
-        await ledger.record(place.job, "cleanup", {"state": status.state.value, "rows": status.rows_done})
+        await ledger.record(place.job, "cleanup", _noted(status))
         await ledger.forget(place.job)
     if terminal.as_json:
         terminal.json({"removed": [place.job]})
@@ -128,7 +145,8 @@ async def _cleanup_all(terminal: Terminal, database: Database, *, yes: bool, for
                 terminal.json({"removed": []})
             return 0
         jobs = await ledger.list()
-        terminal.say(f"removes from {database.label}: schema backfill with {numbers.counted(len(jobs), 'job')}:")
+        held = f"with {numbers.counted(len(jobs), 'job')}:" if jobs else "and its history; no job is left in it"
+        terminal.say(f"removes from {database.label}: schema backfill {held}")
         for status in jobs:
             _refuse_alive(status, force=force)
             terminal.say(f"  {status.job}: {one_line(status)}")

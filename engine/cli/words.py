@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from engine.cli.signals import SIDE, orders_text, unit_of
+from engine.cli.signals import orders_text, unit_of
 from engine.ledger.orders import ROWS, WAL
 from engine.ledger.records import JobStatus
 from engine.model import JobState, Phase
 from engine.pace.bucket import RATE_LIMIT
 from engine.pace.law import Stage
+from engine.spec.signals import without_side
 from engine.telemetry import numbers
 
 STYLES = {
@@ -54,6 +55,9 @@ _OF_THE_SPEC: Final = {
     "table_growth": "whoever keeps the dead rows has to end, or the spec has to allow more: bloat.max_growth",
     "window": "it goes on by itself; pace.windows of the spec say when",
 }
+_UNANSWERED: Final = "not answered yet"
+"""What a latency's detail says while its probe hangs."""
+
 _UNSAID_STAGES: Final = (None, Stage.STEADY, Stage.ALONE)
 
 
@@ -185,10 +189,13 @@ def what_next(status: JobStatus) -> str:
 
 
 def _when_held(status: JobStatus, held_by: str) -> str:
-    signal = held_by.partition(SIDE)[0]
-    if held_by in {seen.get("name") for seen in status.signals}:
-        return f"it goes on by itself; backfill pace {status.job} --off {signal} lets it go on without that signal"
-    return _OF_THE_SPEC.get(held_by, "")
+    seen = next((signal for signal in status.signals if signal.get("name") == held_by), None)
+    if seen is None:
+        return _OF_THE_SPEC.get(held_by, "")
+    if seen.get("detail") == _UNANSWERED:  # without the signal the chunks would wait for the same lock
+        return "the probe waits, most often for a lock: pg_blocking_pids() tells who holds it; it goes on by itself"
+    signal = without_side(held_by)
+    return f"it goes on by itself; backfill pace {status.job} --off {signal} lets it go on without that signal"
 
 
 def block(status: JobStatus) -> list[tuple[str, str]]:

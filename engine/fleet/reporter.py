@@ -7,9 +7,10 @@
             │               ▼ ours
             └── show(jobs) ◀── reads the jobs' statuses
 
-The holder believes in its lease for ``TRUST`` of it, counted from when it *sent* the renewal that succeeded.  Then it
-stops showing by itself, whatever a statement is waiting for, and before anything else when it wakes from a long sleep.
-A successor is there within the lease and one look of the moment when a holder was killed.
+The holder believes in its lease for ``TRUST`` of it, counted from when it *sent* the renewal that succeeded, and from
+then on, however long it takes to read what is to be shown.  Then it stops showing by itself, whatever a statement is
+waiting for, and before anything else when it wakes from a long sleep.  A successor is there within the lease and one
+look of the moment when a holder was killed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ TRUST: Final = 0.6
 """Share of a lease for which its holder believes in it."""
 
 ASK_S: Final = 4.0
-"""What one look may take in all: less than a lease is trusted, or a slow ledger would have a reporter by turns."""
+"""What one look may take in all: so much less than a lease is trusted that the next renewal comes in time."""
+
+SHORTEST_PAUSE_S: Final = 0.5
+"""Between two looks at a ledger that is slow: the next one is due ``EVERY_S`` after the last one *began*."""
 
 LONGEST_PAUSE_S: Final = 30.0
 """Between two attempts while the database is away, or does not let us."""
@@ -75,7 +79,8 @@ class Reporter:
         self._rng = random.Random()
         self._ledger: Ledger | None = None
         self._pause_s = every_s
-        self._trusted_until: float | None = None  # None: the lease is not ours
+        self._trusted_until: float | None = None  # None: nothing is shown
+        self._renewed_until = 0.0  # until when the lease is trusted that was taken last
         self._ages = Ages()
         self._warned = ""
 
@@ -102,7 +107,7 @@ class Reporter:
     async def _turn(self) -> float:
         """One look; gives how long to wait for the next one."""
         self._expire()
-        asked_at = self._clock.now()
+        began = self._clock.now()
         try:
             async with asyncio.timeout(ASK_S):
                 seen = await self._look()
@@ -111,13 +116,13 @@ class Reporter:
             pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, LONGEST_PAUSE_S)
             return jittered(pause_s, self._rng)
         self._pause_s, self._warned = self._every_s, ""
-        trusted_until = asked_at + TRUST * self._lease_s
-        if seen is None or self._clock.now() >= trusted_until:
+        now = self._clock.now()
+        if seen is None or now >= self._renewed_until:
             self._stop_showing()
         else:
-            self._trusted_until = trusted_until
-            self._show(self._ages.reports(seen, self._clock.now()))
-        return self._every_s
+            self._trusted_until = self._renewed_until
+            self._show(self._ages.reports(seen, now))
+        return max(min(SHORTEST_PAUSE_S, self._every_s), self._every_s - (now - began))
 
     async def _look(self) -> tuple[Reported, ...] | None:
         """What is to be shown; None while that is for others to do, or for nobody."""
@@ -125,8 +130,12 @@ class Reporter:
         # Of an older release's ledger the next run makes one of ours; of a newer one's we know too little.
         if await ledger.installed_version() != migrations()[-1][0]:
             return None
+        until = self._clock.now() + TRUST * self._lease_s
         if not await ledger.report(self._id, socket.gethostname(), os.getpid(), self._lease_s):
             return None
+        self._renewed_until = until
+        if self.reports:
+            self._trusted_until = until  # what is shown may be shown on, while the statuses are read
         return await ledger.reported()
 
     async def _connected(self) -> Ledger:

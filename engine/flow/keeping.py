@@ -1,4 +1,5 @@
-"""Beside the workers of a phase: their leases are renewed, and whoever cannot trust his any longer is stopped.
+"""Beside the workers of a phase: their leases are renewed, whoever cannot trust his any longer is stopped, and when
+all of them are stuck it is known by what.
 
 Neither loop waits for a chunk, so a lease never depends on how long a chunk or a hold takes.
 """
@@ -38,3 +39,9 @@ async def watch_leases(shared: Shared, workers: Sequence[Worker]) -> None:
         await shared.clock.sleep(shared.leases.renew_every_s / 2)
         for worker in workers:
             worker.abandon_if_expired()
+
+
+def standstill(workers: Sequence[Worker]) -> str:
+    """What keeps every worker that is needed from getting on, other than the pace; empty while one of them does."""
+    troubles = [worker.trouble for worker in workers if not worker.is_parked]
+    return troubles[0] if troubles and all(troubles) else ""

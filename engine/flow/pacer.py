@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from engine.clock import Clock
+from engine.db import Connection
 from engine.db.failures import classify
 from engine.errors import SpecError
 from engine.events import ChunkCancelled, Emit, PaceChanged, SignalRead, WalWritten, Warned
@@ -44,7 +45,7 @@ from engine.spec import JobSpec
 from engine.spec.pacing import Bloat, Pace
 from engine.spec.signals import SignalKind, SignalSpec
 from engine.watch.build import Place, Watched
-from engine.watch.watch import Sight, Watch
+from engine.watch.watch import WAL_LOOK_S, Sight, Watch
 
 TICK_S: Final = 1.0
 LEASE_S: Final = 5.0
@@ -114,8 +115,9 @@ class Pacer:
         self._watched: tuple[SignalSpec, ...] = ()  # what the watch was made for
         self._keeper: VacuumKeeper | None = None
         self._keeping: asyncio.Task[None] | None = None
-        self._wal_until_rows: float | None = None  # the job's rows whose WAL was told of; None: not leading
+        self._wal_told = 0.0  # bytes of WAL of which this watch's were told
         self._ours_then = 0  # rows written by our workers, at the last look at the status
+        self._rows_least = 0.0  # rows of the job that were counted before the last look at the status
         self._valid_until = 0.0
         self._lateness = Lateness(clock=clock, wall=wall, emit=emit)
         self._said: tuple[object, ...] = ()
@@ -135,6 +137,7 @@ class Pacer:
             self._news.set()
         if self._job is None or self._job.spec != job.spec:
             self._follow_settings(job)
+        self._rows_least = self._rows_done() if _goes_on(self._status, status) else 0.0
         self._job, self._status = job, status
         self._ours_then = self._ours()
 
@@ -182,8 +185,17 @@ class Pacer:
             await self._clock.sleep(TICK_S / 2)
             self._fall_back()
 
+    async def see_off(self, connection: Connection) -> None:
+        """A worker is about to close its session, with which the server forgets what it has written."""
+        if self._watch is not None and connection.server.capabilities.own_wal_exact:
+            with suppress(Exception):
+                async with asyncio.timeout(WAL_LOOK_S):
+                    await connection.fetchval("SELECT pg_stat_force_next_flush()")
+        await self._tell_last_wal()
+
     async def rest(self) -> None:
         """Nothing moves for a while: ask nobody anything, and let others pace."""
+        await self._tell_last_wal()
         await self._retire()
         self._shared, self._workers = None, ()
         if self._job is not None:
@@ -286,10 +298,12 @@ class Pacer:
         has_use = bool(wanted) or self._pace.max_wal_bytes_per_s is not None
         has_use = has_use or self._orders.max_wal_bytes_per_s is not None
         if not has_use:
+            await self._tell_last_wal()
             await self._close_watch()  # signals: off means that nobody is asked anything
             self._policies = ()
         elif self._watch is None or wanted != self._watched:
             somebody_was_there = self._watch is not None and not self._watch.alone
+            await self._tell_last_wal()
             await self._close_watch()
             self._watch = await Watch.open(
                 self._places(wanted),
@@ -380,11 +394,20 @@ class Pacer:
                         error=reading.error,
                     )
                 )
-        rows, before = self._rows_done(), self._wal_until_rows
-        self._wal_until_rows = rows
-        if sight.own_wal_bytes_per_row is not None and before is not None and rows > before:
-            size = (rows - before) * sight.own_wal_bytes_per_row
+        self._tell_wal(sight)
+
+    def _tell_wal(self, sight: Sight) -> None:
+        written = sight.own_wal_bytes
+        if self._job is not None and written is not None and written > self._wal_told:
+            size, self._wal_told = written - self._wal_told, written
             self._emit(WalWritten(job=self._job.name, bytes=size, is_exact=sight.own_wal_is_exact))
+
+    async def _tell_last_wal(self) -> None:
+        """What is not seen now, nobody will see.  Not where another process may lead by now, which counts itself."""
+        if self._watch is not None:
+            sight = await self._watch.look_at_wal()
+            if self._clock.now() < self._valid_until:
+                self._tell_wal(sight)
 
     def _usage(self) -> tuple[float, bool]:
         """Rows a second that the whole job was granted since the last tick, and whether the limit was what counted."""
@@ -458,9 +481,11 @@ class Pacer:
         )
 
     def _rows_done(self) -> float:
-        """Rows written by the whole job: as of the last look at the ledger, and ours since."""
+        """Rows written by the whole job: as of the last look at the ledger, and ours since.  Those that we committed
+        while the ledger was looked at may be missing in both: what was counted stays.
+        """
         then = self._status.rows_done if self._status is not None else 0
-        return float(then + max(0, self._ours() - self._ours_then))
+        return max(self._rows_least, float(then + max(0, self._ours() - self._ours_then)))
 
     def _ours(self) -> int:
         return sum(worker.rows for worker in self._workers)
@@ -543,14 +568,19 @@ class Pacer:
     async def _retire(self) -> None:
         """Somebody else decides: probe and vacuum no longer."""
         await self._close_watch()
-        self._law, self._baselines, self._wal_until_rows = None, {}, None
+        self._law, self._baselines = None, {}
         keeping, self._keeping, self._keeper = self._keeping, None, None
         if keeping is not None:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
 
     async def _close_watch(self) -> None:
-        watch, self._watch = self._watch, None
+        watch, self._watch, self._wal_told = self._watch, None, 0.0
         if watch is not None:
             self._standbys |= watch.standbys
             await asyncio.shield(watch.close())
+
+
+def _goes_on(before: JobStatus | None, now: JobStatus | None) -> bool:
+    """True when the same rows are still counted: not another job of that name, or the same one begun anew."""
+    return before is not None and now is not None and before.rows_done <= now.rows_done

@@ -23,6 +23,7 @@ from engine.flow.bounds import Bound, Prober
 from engine.flow.movers.server_side import open_for_chunks
 from engine.flow.prepare import Prepared
 from engine.flow.rehearsed import PURPOSE, RELATIONS, CopyRehearser, StatementRehearser, Witness, one_row
+from engine.flow.shared import LIMITED_CHUNK_S
 from engine.model import KeyValue, Mode, Observation, SpanBounds
 from engine.pace.sizer import START_ROWS, ChunkSizer
 from engine.plan.rehearsal import (
@@ -38,9 +39,6 @@ from engine.plan.rehearsal import (
 from engine.plan.spans import plan_spans
 from engine.sql import qualified, read_expression
 from engine.sql.predicates import parameter, within
-
-LIMITED_CHUNK_S: Final = 1.0
-"""Under a fixed limit a chunk is no more than what it allows in this time, as in a run."""
 
 _STAND: Final = f"""\
 SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint AS wal,

@@ -12,7 +12,7 @@ from engine.clock import Clock
 from engine.db import Connection
 from engine.errors import BackfillError
 from engine.events import Emit
-from engine.model import Backend, Key, Phase, Side, TableName
+from engine.model import Backend, Key, Phase, Side, Span, TableName
 from engine.pace.bucket import TokenBucket
 from engine.plan.keyspace import KeySpace
 from engine.spec import ChunkLimits
@@ -25,7 +25,6 @@ lose it, short enough that a killed worker's span waits only seconds."""
 RENEWALS_PER_LEASE: Final = 5
 TRUST: Final = 0.6
 """Share of the lease for which its holder believes in it after the last renewal it *sent*: it stops itself first."""
-
 
 SETTLE_S: Final = 1.0
 """Between two looks of a verification at a row, unless the person who verifies says otherwise: longer than an
@@ -56,6 +55,13 @@ class Leases:
     def trust_s(self) -> float:
         """How long after the last renewal sent a worker may begin a chunk."""
         return self.lease_s * TRUST
+
+
+LIMITED_CHUNK_S: Final = 1.0
+"""Under a limit a chunk is no more than what it allows in this time."""
+
+SCARCE_SHARE: Final = 1 / 3
+SCARCE_FLOOR_ROWS: Final = 500
 
 
 class Stop:
@@ -123,6 +129,21 @@ class Shared:
     in_flight: dict[int, int] = field(default_factory=dict)  # span -> rows of the chunk that one of ours is moving
     failure: BackfillError | None = None  # what stopped the job, when one of our workers met it
     is_over: bool = False  # a worker has seen that every span of the phase is at its bound
+
+    def rows_wanted(self, span: Span, asked: int) -> int:
+        """What the sizer asked for, with two exceptions.  Under a low limit no more than a second of it, or the
+        smallest chunk: a limit of 1,000 rows/s means a small chunk every second, not a large one every minute.  And
+        when there is nothing left to claim, a part of what the span has left, so that the workers come to their ends
+        together.
+        """
+        rows = asked
+        if (rate := self.bucket.rate) is not None:
+            rows = min(rows, max(self.limits.min_rows, int(rate * LIMITED_CHUNK_S)))
+        if self.scarce:
+            share = int(self.space.rows_between(span.cursor, span.hi) * SCARCE_SHARE)
+            # Below the floor it is the end, or the estimate is blind to this key: neither wants smaller chunks.
+            rows = min(rows, share) if share > SCARCE_FLOOR_ROWS else rows
+        return rows
 
     def allow(self, active: int) -> None:
         """Let so many workers of this process be at work, at least one; the others park after the chunk in hand."""

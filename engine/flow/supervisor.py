@@ -35,7 +35,7 @@ from engine.events import Draining, Emit, JobOpened, PhaseChanged, StateChanged,
 from engine.flow import barrier, opening, phases
 from engine.flow.bounds import Prober
 from engine.flow.control import DATABASE_IS_AWAY, TRY_AGAIN, Control, as_stop
-from engine.flow.keeping import renew_leases, watch_leases
+from engine.flow.keeping import renew_leases, standstill, watch_leases
 from engine.flow.movers.build import build_mover
 from engine.flow.pacer import MakeLaw, Pacer
 from engine.flow.prepare import Prepared
@@ -175,6 +175,7 @@ class Supervisor:
                     resumed=opened.resumed,
                     rows_estimated=opened.job.rows_estimated,
                     spans=len(self._prepared.plan.spans),
+                    attached=self._workers_wanted == 0,
                 )
             )
             error = await self._work(opened.job)
@@ -351,6 +352,7 @@ class Supervisor:
                 build_mover(self._prepared, job, phase, f"w{n + 1}", self._clock, shared.stop),
                 probers[n // WORKERS_PER_PROBER],
                 start_rows=start_rows,
+                see_off=self._pacer.see_off,
             )
             for n in range(self._workers_wanted)
         ]
@@ -538,7 +540,9 @@ class Supervisor:
                 await self._refresh_status()
                 self._pacer.hear(job, self._status)  # last: a limit is divided among as many workers as there are now
                 self._follow_order(job, shared)
+                self._say(standstill(self._workers))
             except Exception as error:
+                self._say(f"a database of the job: {classify(error).message}")
                 await self._control.mend(error)
             await self._for_news()
 

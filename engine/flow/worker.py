@@ -15,9 +15,7 @@ can go wrong arrives here as an exception of the mover, with nothing written or 
 from __future__ import annotations
 
 import asyncio
-import statistics
 import uuid
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Final, NoReturn
@@ -33,6 +31,7 @@ from engine.flow.control import DATABASE_IS_AWAY, as_stop
 from engine.flow.halving import BadRows
 from engine.flow.movers import Mover, Unfinished
 from engine.flow.shared import Shared, Sides
+from engine.flow.speed import Speed
 from engine.flow.steal import steal
 from engine.flow.waiting import Waits
 from engine.ledger.records import Heartbeat
@@ -54,21 +53,12 @@ FAR_TOO_MANY: Final = 2
 """A chunk that waited for admission is cut anew when it has more than so many times the rows that are wanted by now."""
 
 PARKED_POLL_S: Final = 1.0
-SPEED_CHUNKS: Final = 5
-"""Chunks of which the median is a worker's speed."""
-
-LIMITED_CHUNK_S: Final = 1.0
-SCARCE_SHARE: Final = 1 / 3
-SCARCE_FLOOR_ROWS: Final = 500
 
 NO_SPAN: Final = "no span left to claim"
 CLAIMING: Final = "claiming a span"
 PARKED: Final = "parked"
 AWAY: Final = "server cannot be reached"
 RETRY: Final = "retry"
-RATE_WINDOW_S: Final = 3.0
-SLOWEST_PER_S: Final = 0.01
-"""A speed below is none: the average of one that stands still only fades."""
 
 
 class _Lost(Exception):
@@ -93,6 +83,7 @@ class Worker:
         self.span: Span | None = None
         self.confirmed_at = 0.0  # when the last renewal that succeeded was sent
         self.waiting = ""
+        self.trouble = ""  # what the last attempt failed by, until a chunk is in
         self.waits = Waits(shared.clock)
         self.retries = 0
         self.rows = 0  # written by this worker
@@ -115,11 +106,7 @@ class Worker:
         self._session = 0  # counts the times we connected
         self._claimed_in = 0  # the session in which the span was claimed
         self._server_started = ""
-        self._seconds_per_row: deque[float] = deque(maxlen=SPEED_CHUNKS)  # without waiting for admission
-        self._is_warm = False  # the first chunk after connecting pays for plans and cold pages
-        self._rate = 0.0
-        self._rate_at = shared.clock.now()
-        self._rows_since = 0
+        self._speed = Speed(shared.clock.now())
         self._failing_since: float | None = None
         self._delay_s = FIRST_DELAY_S
 
@@ -138,12 +125,12 @@ class Worker:
         try:
             while not shared.stop.is_set:
                 try:
-                    if self._is_parked and not await self._park():
+                    if self.is_parked and not await self._park():
                         break
                     if not await self._connect():
                         break
                     span = self.span or await self._find_span()
-                    if span is None and not self._is_parked:
+                    if span is None and not self.is_parked:
                         break
                     if span is None:
                         continue
@@ -161,7 +148,8 @@ class Worker:
             await self._mover.close()
 
     @property
-    def _is_parked(self) -> bool:
+    def is_parked(self) -> bool:
+        """True for a worker that is not needed now."""
         return self.number > self._shared.active
 
     async def _park(self) -> bool:
@@ -169,7 +157,7 @@ class Worker:
         shared = self._shared
         self.waiting = PARKED
         try:
-            while self._is_parked:
+            while self.is_parked:
                 shared.resized.clear()
                 if shared.is_over or await shared.stop.pause(shared.clock, PARKED_POLL_S, also=shared.resized):
                     return False
@@ -183,7 +171,7 @@ class Worker:
         poll_s = FIRST_IDLE_POLL_S
         self.waits.begin(CLAIMING)
         try:
-            while not (shared.stop.is_set or self._is_parked):
+            while not (shared.stop.is_set or self.is_parked):
                 shared.released.clear()
                 span = await self._claim()
                 if span is None:
@@ -264,7 +252,7 @@ class Worker:
         shared = self._shared
         await self._bounds.begin(span.cursor, span.hi)
         self._bad_rows.forget()
-        while not (span.is_finished or shared.stop.is_set or self._is_parked):
+        while not (span.is_finished or shared.stop.is_set or self.is_parked):
             try:
                 if not await self._connect():
                     return
@@ -346,23 +334,11 @@ class Worker:
             return span
         if key is None:
             return span
-        self._failing_since = None
-        self._delay_s = FIRST_DELAY_S
+        self._get_on()
         return replace(span, cursor=key)
 
     def _wanted_rows(self, span: Span) -> int:
-        """What the sizer asks for, with two exceptions.  Under a low limit no more than a second of it, or the smallest
-        chunk: a limit of 1,000 rows/s means a small chunk every second, not a large one every minute.  And when there
-        is nothing left to claim, a part of what the span has left, so that the workers come to their ends together.
-        """
-        rows = self.sizer.rows
-        if (rate := self._shared.bucket.rate) is not None:
-            rows = min(rows, max(self._shared.limits.min_rows, int(rate * LIMITED_CHUNK_S)))
-        if self._shared.scarce:
-            share = int(self._shared.space.rows_between(span.cursor, span.hi) * SCARCE_SHARE)
-            # Below the floor it is the end, or the estimate is blind to this key: neither wants smaller chunks.
-            rows = min(rows, share) if share > SCARCE_FLOOR_ROWS else rows
-        return max(1, self._bad_rows.limit(rows))
+        return max(1, self._bad_rows.limit(self._shared.rows_wanted(span, self.sizer.rows)))
 
     async def _admission(self, cost: int) -> Admission | None:
         """Wait for the bucket, but not longer than until asked to stop (None)."""
@@ -381,18 +357,16 @@ class Worker:
         return None if asking.cancelled() else asking.result()
 
     def _learn(self, bound: Bound, observation: Observation, busy_s: float) -> None:
-        if observation.scanned and busy_s > 0:
-            if not self._is_warm and len(self._seconds_per_row) == 1:
-                self._is_warm = True
-                self._seconds_per_row.clear()
-            self._seconds_per_row.append(busy_s / observation.scanned)
-        self._failing_since = None
-        self._delay_s = FIRST_DELAY_S
+        self._speed.moved(observation.scanned, busy_s)
+        self._get_on()
         self.sizer.observe(observation)
         self._bounds.moved(bound, observation.rows)
         self._bad_rows.moved(bound, observation.scanned, self.sizer.rows)
-        self._rows_since += observation.scanned
         self.rows += observation.rows
+
+    def _get_on(self) -> None:
+        """The span has got on: whatever was wrong is over."""
+        self._failing_since, self._delay_s, self.trouble = None, FIRST_DELAY_S, ""
 
     # -- the lease --------------------------------------------------------------------------------------------------
 
@@ -432,19 +406,17 @@ class Worker:
         return claim.span
 
     def _find(self, before: Span, now: Span) -> None:
-        """Only we advance our span: what it has got on by is our own chunk, or a row set aside, whose answer was lost."""
+        """Only we advance our span: it has got on by a chunk of ours, or a row set aside, whose answer was lost."""
         if now.cursor == before.cursor:
             return
-        self._failing_since = None
+        self._get_on()
         if self._bad_rows.found(before, now, self.name, self.sizer.rows):
             return
         shared, rows = self._shared, now.rows - before.rows
         self.rows += rows
-        self._rows_since += rows
+        self._speed.moved(rows)
         shared.emit(
-            ChunkFound(
-                job=shared.job, worker=self.name, span=now.id, epoch=before.epoch, phase=shared.phase, rows=rows
-            )
+            ChunkFound(job=shared.job, worker=self.name, span=now.id, epoch=before.epoch, phase=shared.phase, rows=rows)
         )
 
     def _lose(self, span: Span) -> NoReturn:
@@ -543,17 +515,6 @@ class Worker:
     async def _connect(self) -> bool:
         """Connect unless connected; tries again while the server is away.  False when asked to stop."""
         shared = self._shared
-        if self._connected:
-            return not shared.stop.is_set
-        try:
-            await self._connect_patiently()
-        finally:
-            self.waiting = ""
-            self.waits.end()
-        return self._connected
-
-    async def _connect_patiently(self) -> None:
-        shared = self._shared
         began = shared.clock.now()
         delay_s = FIRST_DELAY_S
         while not (self._connected or shared.stop.is_set):
@@ -566,7 +527,7 @@ class Worker:
                 if shared.clock.now() - began > PATIENCE_S:
                     shared.fail(CannotConnect(failure.message, hint=failure.hint, sqlstate=failure.sqlstate))
                     break
-                self.waiting = AWAY
+                self.trouble = AWAY
                 self.waits.begin(AWAY)
                 if await shared.stop.pause(shared.clock, jittered(delay_s, shared.rng)):
                     break
@@ -576,6 +537,9 @@ class Worker:
                 self._ledger = Ledger(self._mover.connection)
                 self._server_started = self._mover.connection.server.started
                 self._connected = True
+                self.trouble = ""
+        self.waits.end()
+        return self._connected
 
     async def _back_off(self, failure: Failure, span: Span | None) -> None:
         shared = self._shared
@@ -595,13 +559,10 @@ class Worker:
         delay_s = jittered(self._delay_s, shared.rng)
         self._delay_s = min(self._delay_s * 2, LONGEST_DELAY_S)
         self._tell_retry(span, failure.sqlstate, failure.action, delay_s)
-        self.waiting = f"retry after {failure.sqlstate or 'a lost connection'}"
+        self.trouble = f"retry after {failure.sqlstate or 'a lost connection'}"
         self.waits.begin(RETRY)
-        try:
-            await shared.stop.pause(shared.clock, delay_s)
-        finally:
-            self.waits.end()
-        self.waiting = ""
+        await shared.stop.pause(shared.clock, delay_s)
+        self.waits.end()
 
     async def _between_spans(self, error: Exception) -> None:
         """Something failed while we looked for a span, or let go of one."""
@@ -618,16 +579,10 @@ class Worker:
     @property
     def speed_per_s(self) -> float | None:
         """Rows scanned per second when it never waits for admission; None before the first chunk."""
-        return 1 / statistics.median(self._seconds_per_row) if self._seconds_per_row else None
+        return self._speed.per_s
 
     def heartbeat(self) -> Heartbeat:
         """The state of this worker for the ledger; the rate is over the time since the last call."""
         now = self._shared.clock.now()
-        elapsed_s = now - self._rate_at
-        if elapsed_s > 0:
-            fresh = self._rows_since / elapsed_s
-            weight = min(1.0, elapsed_s / RATE_WINDOW_S)
-            self._rate += (fresh - self._rate) * weight
-            self._rate_at, self._rows_since = now, 0
-        rate = self._rate if self._rate >= SLOWEST_PER_S else 0.0
-        return Heartbeat(self.id, rate, self.retries, self.waiting, self.waits.totals(now))
+        waiting = self.waiting or self.trouble
+        return Heartbeat(self.id, self._speed.rate(now), self.retries, waiting, self.waits.totals(now))

@@ -302,6 +302,21 @@ SELECT s.*,
   JOIN backfill.status s ON s.job = chosen.name
  ORDER BY s.created_at;
 
+-- name: to_report
+-- The same jobs, for when one of them keeps the others from being read.
+SELECT id FROM backfill.job
+ ORDER BY CASE WHEN state IN ('planned', 'running', 'verifying') THEN 0
+               WHEN state IN ('paused', 'failed') THEN 1 ELSE 2 END,
+          finished_at DESC NULLS FIRST, id DESC
+ LIMIT $1;
+
+-- name: reported_one
+SELECT s.*,
+       CASE WHEN s.state IN ('running', 'verifying')
+            THEN (SELECT coalesce(sum(t.chunks), 0) FROM backfill.span t WHERE t.job_id = j.id) END::bigint AS steps
+  FROM backfill.job j JOIN backfill.status s ON s.job = j.name
+ WHERE j.id = $1;
+
 -- name: lock_orders
 -- One operator at a time.
 SELECT id, pace, limit_rows_per_s FROM backfill.job WHERE name = $1 FOR NO KEY UPDATE;

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from engine.db import classify
 from engine.ledger.orders import PaceOrders, read_json
 from engine.ledger.records import JobStatus
 from engine.ledger.statements import Statements
 from engine.model import JobState, Mode
+
+DATA_ERROR: Final = "22"
+"""The class of SQLSTATEs of a value that is not what it should be."""
 
 MOST_REPORTED: Final = 200
 """Jobs that are reported on at once, so that a ledger that has grown for years costs no more than a young one."""
@@ -40,8 +45,33 @@ class Reporting(Statements):
     async def reported(self, most: int = MOST_REPORTED) -> tuple[Reported, ...]:
         """The jobs to report on, oldest first: those that are not over and those that failed, then the ones that ended
         last, ``most`` in all.
+
+        The ledger is untrusted: a job of which something cannot be read is left out, and hides no other.
         """
-        return tuple(Reported(status_of(row), row["steps"]) for row in await self._rows("reported", most))
+        try:
+            rows = await self._rows("reported", most)
+        except Exception as error:
+            if not classify(error).sqlstate.startswith(DATA_ERROR):
+                raise
+            rows = [row for job in await self._rows("to_report", most) for row in await self._readable(job["id"])]
+            rows.sort(key=lambda row: row["created_at"])
+        return tuple(_reported(rows))
+
+    async def _readable(self, job_id: int) -> list[Any]:
+        try:
+            return await self._rows("reported_one", job_id)
+        except Exception as error:
+            if not classify(error).sqlstate.startswith(DATA_ERROR):
+                raise
+            return []
+
+
+def _reported(rows: Iterable[Any]) -> Iterable[Reported]:
+    for row in rows:
+        try:
+            yield Reported(status_of(row), row["steps"])
+        except Exception:  # noqa: BLE001, S112 - whatever is odd about it, the others are not
+            continue
 
 
 def status_of(row: Any) -> JobStatus:

@@ -39,7 +39,7 @@ POLL_S: Final = 0.05
 """How soon a server that is told to end looks up."""
 
 _HIGHEST_PORT: Final = 65535
-_HINT: Final = "as in 127.0.0.1:9187, [::1]:9187, or with port 0 for any that is free"
+_HINT: Final = "as in 127.0.0.1:9477, [::1]:9477, or with port 0 for any that is free"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,11 @@ def parse_address(text: str) -> Address:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise UsageError(f"{text} is not HOST:PORT", hint="an IPv6 address stands in brackets: [::1]:9187")
+        raise UsageError(f"{text} is not HOST:PORT", hint="an IPv6 address stands in brackets: [::1]:9477")
     if not host:
         raise UsageError(
             f"{text} is not HOST:PORT",
-            hint="127.0.0.1:9187 listens on this host alone, 0.0.0.0:9187 on all its addresses",
+            hint="127.0.0.1:9477 listens on this host alone, 0.0.0.0:9477 on all its addresses",
         )
     if not (port.isascii() and port.isdigit()) or int(port) > _HIGHEST_PORT:
         raise UsageError(f"{text} is not HOST:PORT", hint=_HINT)

@@ -3,6 +3,9 @@
 From PostgreSQL 18 on the server counts the WAL of each process, and ours is exact.  Before, it is estimated: in each
 interval, all WAL divided by the job's rows is no less than what a row costs, and equal to it when nobody else wrote;
 so a low percentile of recent intervals is near the truth, and never wanders far below it.
+
+Rates are for pacing.  ``own_bytes`` is for the record: a sum that only grows, of what was counted, or of rows at the
+price known when they came (those that come before there is one wait for it), and never more than the server wrote.
 """
 
 from __future__ import annotations
@@ -66,6 +69,9 @@ class OwnWal:
         self._own_cost: float | None = None  # exact: bytes a row, as last known
         self._backends: dict[object, float] | None = None
         self._own = 0.0
+        self._priced = 0.0  # bytes of the rows that had a price
+        self._unpriced_rows = 0.0
+        self._unclaimed = 0.0  # bytes of WAL that none of our rows has paid for
 
     def observe(self, now: float, position: float, rows: float, backends: Mapping[object, float] | None = None) -> None:
         """At ``now`` WAL ends at ``position`` (bytes), the job has committed ``rows`` in all, and each of its server
@@ -76,12 +82,22 @@ class OwnWal:
         if self._samples and (position < self._samples[-1].position or rows < self._samples[-1].rows):
             self._samples.clear()  # another server, or another job
             self._began = None
+            self._unpriced_rows = self._unclaimed = 0.0
         if self._samples and now <= self._samples[-1].at:
             return
+        if self._samples:
+            self._unpriced_rows += rows - self._samples[-1].rows
+            self._unclaimed += position - self._samples[-1].position
         self._samples.append(_Sample(now, position, rows, self._own))
         while len(self._samples) > 2 and now - self._samples[1].at >= WINDOW_S:
             self._samples.popleft()
         self._learn()
+        self._price()
+
+    @property
+    def own_bytes(self) -> float:
+        """Bytes of WAL that this job has written since the first observation.  Never shrinks."""
+        return self._own if self.is_exact else self._priced
 
     @property
     def total_per_s(self) -> float | None:
@@ -131,7 +147,17 @@ class OwnWal:
             began = now
         elif rows == 0 and oldest.at > began.at:
             began = oldest  # what others write while we pause is not the price of our next rows
+            self._unclaimed = min(self._unclaimed, now.position - began.position)
         self._began = began
+
+    def _price(self) -> None:
+        """Our rows claim their part of the WAL, as soon as it is known what one costs."""
+        cost = self.bytes_per_row
+        if cost is not None:
+            size = min(self._unpriced_rows * cost, self._unclaimed)
+            self._priced += size
+            self._unclaimed -= size
+            self._unpriced_rows = 0.0
 
     def _count(self, backends: Mapping[object, float]) -> None:
         """Add what each process wrote since the last look; what those wrote that were there before us is not known."""
@@ -165,10 +191,20 @@ class WalRate:
         self._job = job
         self._rows_committed = rows_committed
         self._clock = clock
+        self._before = 0.0  # of a server that counted otherwise
+
+    @property
+    def own_bytes(self) -> float | None:
+        """Bytes of WAL that this job has written since the first look; None before it."""
+        return None if self.own is None else self._before + self.own.own_bytes
+
+    async def look(self) -> None:
+        """Look once, beside the looks that readings come from."""
+        await self._session.use(self._look)
 
     async def read(self) -> Measured:
         """Bytes a second."""
-        await self._session.use(self._look)
+        await self.look()
         others = self.own.others_per_s if self.own is not None else None
         if self.own is None or others is None:
             raise ProbeFailed("measuring: a second look is needed")
@@ -177,6 +213,7 @@ class WalRate:
     async def _look(self, connection: Connection) -> None:
         exact = connection.server.capabilities.own_wal_exact
         if self.own is None or self.own.is_exact != exact:
+            self._before = self.own_bytes or 0.0
             self.own = OwnWal(exact=exact)
         timeout_s = self._session.deadline_s
         backends: dict[object, float] | None = None

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from engine.clock import Clock
 from engine.pace.law import Reading, SignalPolicy
 from engine.watch.build import Built, Watched, build
 from engine.watch.watcher import Watcher
+
+WAL_LOOK_S: Final = 1.0
+"""How long anybody waits for a look at the WAL that is not one of the regular ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +26,7 @@ class Sight:
     alone: bool = False  # nobody else uses the job's servers
     own_wal_bytes_per_row: float | None = None  # what one row of ours costs in WAL
     own_wal_is_exact: bool = False  # else estimated: PostgreSQL before 18
+    own_wal_bytes: float | None = None  # written by this job since the watch was opened
 
 
 class Watch:
@@ -55,12 +61,14 @@ class Watch:
         if somebody_was_there:
             for presence in built.presences:
                 presence.remember_somebody()
+        watch = cls(built, watcher)
         try:
-            await watcher.start()
+            # What is written before the first look at the WAL is never known.
+            await asyncio.gather(watcher.start(), watch.look_at_wal())
         except BaseException:
             await watcher.close()
             raise
-        return cls(built, watcher)
+        return watch
 
     @property
     def alone(self) -> bool:
@@ -76,13 +84,26 @@ class Watch:
 
     async def take(self) -> Sight:
         """What was seen since the last call."""
+        return self._sight(tuple(reading for reading in self._watcher.take() if reading.signal in self._names))
+
+    def _sight(self, readings: tuple[Reading, ...] = ()) -> Sight:
         own = self._wal.own
         return Sight(
-            readings=tuple(reading for reading in self._watcher.take() if reading.signal in self._names),
+            readings=readings,
             alone=self._watcher.alone,
             own_wal_bytes_per_row=own.bytes_per_row if own is not None else None,
             own_wal_is_exact=own is not None and own.is_exact,
+            own_wal_bytes=self._wal.own_bytes,
         )
+
+    async def look_at_wal(self) -> Sight:
+        """Look once more at who has written how much of it: before somebody goes, who takes the knowledge along.
+        Returns soon, without readings, and never raises for what databases do.
+        """
+        with suppress(Exception):
+            async with asyncio.timeout(WAL_LOOK_S):
+                await self._wal.look()
+        return self._sight()
 
     def set_quiet(self, quiet: bool) -> None:
         """Ask less often, while nobody else is there."""

@@ -80,7 +80,7 @@ def _now(made: Board) -> None:
         ),
         "Waiting for locks",
         "Sessions that wait for a lock, whoever holds it. Some at once, for long: see who blocks in "
-        "`backfill status`, and DDL that queues behind a transaction.",
+        "`backfill status JOB`, and DDL that queues behind a transaction.",
         width=4,
         height=4,
     )
@@ -148,7 +148,7 @@ def _foreground(made: Board) -> None:
         _probes('signal=~"commit_latency.*"'),
         "Commit latency",
         "One small commit. Rises with fsync, synchronous standbys and WAL; if it leads the pace, "
-        "`backfill pace --max-wal-bytes-per-s` helps more than fewer workers.",
+        "`backfill pace JOB --max-wal-bytes-per-s SIZE` helps more than fewer workers.",
         width=8,
         height=8,
     )
@@ -186,7 +186,7 @@ def _writes(made: Board) -> None:
         ),
         "WAL per second",
         "The whole server's, and this job's part (exact from PostgreSQL 18 on). What archiving and standbys cannot "
-        "follow fills the disk: limit it with `backfill pace --max-wal-bytes-per-s`.",
+        "follow fills the disk: limit it with `backfill pace JOB --max-wal-bytes-per-s SIZE`.",
         width=8,
         height=8,
     )

@@ -72,8 +72,8 @@ def _now(made: Board) -> None:
     made.add(
         number(state(SCOPE, past=True), COUNT, mappings=[state_mapping()], steps=((None, QUIET),), filled=True),
         "State",
-        "As on the overview. held: see held by. failing, stalled: see Chunks and Workers below. failed: `backfill "
-        "status` says why.",
+        "As on the overview. held: see held by. failing, stalled: see Chunks and Workers below. failed: "
+        "`backfill status JOB` says why.",
         width=3,
         height=4,
     )
@@ -87,7 +87,7 @@ def _now(made: Board) -> None:
         ),
         "Held by",
         "What admits no chunk now: a signal beyond its maximum, a window, a budget. Mend its cause, or give it another "
-        "`backfill pace --max`.",
+        "`backfill pace JOB --max SIGNAL=VALUE`.",
         width=4,
         height=4,
     )
@@ -155,7 +155,7 @@ def _now(made: Board) -> None:
             none="not yet",
         ),
         "Verified",
-        "How the last verification ended. differs: see Rows that differ below, and `backfill verify --repair`.",
+        "How the last verification ended. differs: see Rows that differ below, and `backfill verify JOB --repair`.",
         width=2,
         height=4,
     )
@@ -244,7 +244,7 @@ def _signals(made: Board) -> None:
         ),
         "Latency signals and their targets",
         "The 90th percentile of three seconds, as the law uses it. A target that was learnt is polite; if your "
-        "application can bear more, say `backfill pace --target`.",
+        "application can bear more, say `backfill pace JOB --target SIGNAL=VALUE`.",
         width=8,
         height=8,
     )
@@ -307,7 +307,7 @@ def _signals(made: Board) -> None:
     made.add(
         lines(Query(PER_MINUTE + SCOPE.rate("probe_failures_total", "signal"), "{{signal}}"), unit=COUNT),
         "Failed readings per minute",
-        "Probes that gave no usable number. `backfill status` shows the error of each; a signal of your own that "
+        "Probes that gave no usable number. `backfill pace JOB` shows the error of each; a signal of your own that "
         "cannot be read holds the job unless on_failure: ignore.",
         width=12,
         height=6,
@@ -373,8 +373,8 @@ def _chunks(made: Board) -> None:
             colours={"set aside now": BAD},
         ),
         "Quarantine",
-        "Rows that cannot be written as they are. `backfill quarantine JOB` lists them; mend the rows or the "
-        "expression, and have them tried again.",
+        "Rows that cannot be written as they are. `backfill quarantine list JOB` shows them; mend the rows or the "
+        "expression, then `backfill quarantine retry JOB`.",
         width=8,
         height=8,
     )
@@ -387,7 +387,7 @@ def _chunks(made: Board) -> None:
         ),
         "Bytes per second",
         "WAL far above the rows moved: page images after checkpoints, or indexes. Too much for the archive or a "
-        "standby: `backfill pace --max-wal-bytes-per-s`.",
+        "standby: `backfill pace JOB --max-wal-bytes-per-s SIZE`.",
         width=8,
         height=8,
     )

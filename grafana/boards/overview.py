@@ -68,8 +68,9 @@ def board() -> Board:
         "One line for each job, what needs somebody on top. held: a signal or a limit keeps it from its work, and "
         "that is as it should be; look at the signal before you look at the job. failing: chunks fail, and none is "
         "committed; open the job, and look at its retries by SQLSTATE. stalled: nothing moves, nothing fails and "
-        "nothing holds it: are its processes alive, and not stopped? waiting: for somebody whom `backfill status` "
-        "names. unreported: the processes that told of it are gone; `backfill run` goes on with it.",
+        "nothing holds it: are its processes alive, and not stopped? waiting: for somebody whom "
+        "`backfill status JOB` names. unreported: the processes that told of it are gone; `backfill run` goes on with "
+        "it.",
         width=24,
         height=8,
     )
@@ -106,7 +107,7 @@ def _counts(made: Board, scope: Scope) -> None:
     add(
         "Waiting, paused",
         "Jobs that wait for an operator's resume, for somebody's old transaction, or for workers. Pause is sticky: "
-        "only `backfill resume` ends it.",
+        "only `backfill resume JOB` ends it.",
         Shown.WAITING,
         Shown.PAUSED,
         Shown.PLANNED,
@@ -127,9 +128,11 @@ def _counts(made: Board, scope: Scope) -> None:
         colour=BAD,
     )
     add(
-        "Failed",
-        "A guard stopped the job. `backfill status` says why and what to do; `backfill resume` once that is mended.",
+        "Failed, unreported",
+        "A guard stopped the job: `backfill status JOB` says why and what to do; `backfill resume JOB` once that is "
+        "mended. Or the processes that told of it are gone, and it had not ended: `backfill run` goes on with it.",
         Shown.FAILED,
+        Shown.UNREPORTED,
         colour=LOOKS[Shown.FAILED].colour,
     )
     add(
@@ -149,7 +152,7 @@ def _counts(made: Board, scope: Scope) -> None:
         ),
         "Reporters",
         "Processes that report on the jobs of a ledger: one for each ledger that somebody works on. 0: nothing on "
-        "this page is fresh; start a `backfill worker --metrics-listen`, or look at the scrapes.",
+        "this page is fresh; start `backfill worker --metrics-listen HOST:PORT`, or look at the scrapes.",
         width=3,
         height=3,
     )
@@ -225,8 +228,8 @@ def _over_time(made: Board, scope: Scope) -> None:
     made.add(
         lines(Query(scope.gauge("progress_ratio", "job"), "{{job}}"), unit=SHARE, most=1),
         "Progress",
-        "Of the move, or of the verification that runs. A line that goes level says when it stopped; `backfill "
-        "history` says who or what stopped it.",
+        "Of the move, or of the verification that runs. A line that goes level says when it stopped; "
+        "`backfill history JOB` says who or what stopped it.",
         width=8,
         height=8,
     )

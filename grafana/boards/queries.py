@@ -78,10 +78,10 @@ class Scope:
         _known(name, by, Kind.GAUGE)
         return f"group by ({', '.join(by)}) ({self.of(name, where)} {is_})"
 
-    def found_once(self, name: str, *by: str, where: str = "", is_: str = "== 1") -> str:
-        """The same of the last value that each series had within the dashboard's range, though nobody shows it now."""
+    def found_last(self, name: str, *by: str, within: str, where: str = "", is_: str = "== 1") -> str:
+        """The same of the last value that each series had lately, though nobody may show it now."""
         _known(name, by, Kind.GAUGE)
-        return f"group by ({', '.join(by)}) (last_over_time({self.of(name, where)}[$__range]) {is_})"
+        return f"group by ({', '.join(by)}) (last_over_time({self.of(name, where)}[{within}]) {is_})"
 
 
 def _known(name: str, by: tuple[str, ...], kind: Kind) -> Metric:

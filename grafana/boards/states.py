@@ -5,6 +5,7 @@ One number per job, so that tables, counts and timelines agree, and so that sort
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -19,6 +20,12 @@ FAILING_AFTER_S: Final = 15
 
 FAILED_WITHIN: Final = "2m"
 """Four scrapes at twice the usual interval."""
+
+LAST_WORD: Final = "20s"
+"""What a process that ends says last is gone with its next scrape; it waits as long as this for the one before."""
+
+LOOKS_BACK: Final = "15s"
+"""Shorter than the last word lives."""
 
 
 class Shown(IntEnum):
@@ -66,10 +73,6 @@ def _in(scope: Scope, state: str) -> str:
     return scope.found("job_state", "job", where=f'state="{state}"')
 
 
-def _was(scope: Scope, state: str) -> str:
-    return scope.found_once("job_state", "job", where=f'state="{state}"')
-
-
 def _held(scope: Scope) -> str:
     return scope.found("job_held", "job")
 
@@ -83,6 +86,22 @@ def _failing(scope: Scope) -> str:
 
 def _stalled(scope: Scope) -> str:
     return scope.found("since_progress_seconds", "job", is_=f"> {STALLED_AFTER_S}")
+
+
+def _last(scope: Scope) -> str:
+    """The number that a job got by what was last said of it within the dashboard's range, whoever said it: one process
+    may have told of its failure, and another one, which resumed it, was killed.
+    """
+    ended = ((Shown.FAILED, "failed"), (Shown.DONE, "done"), (Shown.CANCELLED, "cancelled"))
+    parts = [
+        (shown, scope.found_last("job_state", "job", within=LAST_WORD, where=f'state="{one}"')) for shown, one in ended
+    ]
+    parts.append((Shown.UNREPORTED, scope.found_last("job_state", "job", within=LAST_WORD)))
+    return f"last_over_time(({_first_of(parts)})[$__range:{LOOKS_BACK}])"
+
+
+def _first_of(parts: Sequence[tuple[Shown, str]]) -> str:
+    return "\nor ".join(f"{number.value} * {found}" for number, found in parts)
 
 
 def state(scope: Scope, *, past: bool = False) -> str:
@@ -103,14 +122,7 @@ def state(scope: Scope, *, past: bool = False) -> str:
         (Shown.VERIFYING, _in(scope, "verifying")),
         (Shown.RUNNING, _in(scope, "running")),
     ]
-    if past:
-        parts += [
-            (Shown.DONE, _was(scope, "done")),
-            (Shown.CANCELLED, _was(scope, "cancelled")),
-            (Shown.FAILED, _was(scope, "failed")),
-            (Shown.UNREPORTED, scope.found_once("job_state", "job")),
-        ]
-    return "\nor ".join(f"{number.value} * {found}" for number, found in parts)
+    return f"{_first_of(parts)}\nor {_last(scope)}" if past else _first_of(parts)
 
 
 def at_work(scope: Scope) -> str:

@@ -188,6 +188,20 @@ def test_counts_survive_a_partner_that_is_killed(backfill: Cli, shop: FreshDatab
     assert done - 2000 <= killed("rows_total") + other("rows_total") <= done
 
 
+def test_a_copy_has_histograms_of_the_latencies_of_both_databases(backfill: Cli, copy_job: Path) -> None:
+    copy_job.write_text(f"{copy_job.read_text()}pace: {{max_rows_per_s: 2000}}\n")
+    run = Scraped(backfill.start("run", copy_job, *LISTEN))
+
+    def probes(name: str) -> float:
+        return run("probe_seconds_count", signal=name) or 0
+
+    names = ("read_latency@source", "read_latency@target", "commit_latency@target")
+    all_scraped([run], lambda: all(probes(name) > 0 for name in names), "readings of all latencies")
+    assert {dict(labels)["signal"] for name, labels in run.now if name == "backfill_probe_seconds_count"} == {*names}
+    run.started.signal(signal.SIGTERM)
+    run.started.end()
+
+
 # -- lingering --------------------------------------------------------------------------------------------------------
 
 
@@ -231,8 +245,12 @@ def test_a_worker_has_metrics_too(backfill: Cli, shop: FreshDatabase, slow_job: 
     worker = Scraped(backfill.start("worker", *LISTEN, "--once", "--json"))
     all_scraped([worker], lambda: (worker("rows_total", job="cents") or 0) > 0, "work of the worker")
     assert worker("resumes_total") == 1
+    watching = Scraped(backfill.start("run", slow_job, "--attach", *LISTEN))
+    all_scraped([watching], lambda: watching("resumes_total") is not None, "somebody who watches the job")
+    assert watching("resumes_total") == 0
     backfill("pace", "cents", "--max-rows-per-s", "1e6")
-    to_the_end([worker])
+    to_the_end([worker, watching])
+    assert watching.started.end().code == 0
     assert worker.started.end().code == first.end().code == 0
     assert worker("rows_done") == 20000
 
@@ -263,7 +281,7 @@ def test_metrics_that_fail_do_not_fail_the_job(
     backfill: Cli, shop: FreshDatabase, spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Metrics, "__call__", lambda *_: 1 / 0)
-    monkeypatch.setattr(Metrics, "report", lambda *_: 1 / 0)
+    monkeypatch.setattr(Metrics, "report", lambda *_, **__: 1 / 0)
     done = backfill("run", spec(), *LISTEN)
     assert done.code == 0
     assert done.err.count("some metrics are missing") == 1

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from engine.cli.words import limit_words, one_line, pace_block, reason
+from engine.cli.words import limit_words, one_line, pace_block, reason, what_next
 from engine.db import Database
 from engine.ledger import Ledger
 from engine.ledger.orders import PaceOrders, SignalOrder
@@ -297,6 +297,24 @@ def test_a_limit_is_named_with_what_it_comes_from(changes: dict[str, Any], said:
 def test_a_job_that_will_be_late_says_so() -> None:
     assert ", late: finish_by is missed by 3 h" in one_line(replace(STATUS, deadline={"late_by_s": 10800.0}))
     assert one_line(replace(STATUS, deadline={"late_by_s": None})).endswith("late: finish_by is missed")
+
+
+@pytest.mark.parametrize(
+    ("held_by", "signals", "advice"),
+    [
+        ("read_latency", [signal("read_latency", 1.8)], "--off read_latency"),
+        ("read_latency@target", [signal("read_latency@target", 1.8)], "--off read_latency "),
+        ("read_latency", [signal("read_latency", 1.8, detail="not answered yet")], "pg_blocking_pids()"),
+        ("queue", [signal("read_latency", 1.8, detail="not answered yet"), signal("queue", 9.0)], "--off queue"),
+        ("window", [signal("read_latency", 1.8, detail="not answered yet")], "pace.windows"),
+    ],
+)
+def test_nobody_is_told_to_turn_a_probe_off_that_waits_itself(
+    held_by: str, signals: list[dict[str, Any]], advice: str
+) -> None:
+    told = what_next(replace(STATUS, held_by=held_by, signals=tuple(signals)))
+    assert advice in told
+    assert ("--off" in told) == ("--off" in advice)
 
 
 def test_a_pause_is_told_as_its_operator_said_it() -> None:

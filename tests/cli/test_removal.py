@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import signal
+import socket
 from pathlib import Path
 
+import pytest
+
+from engine.cli import removal
 from tests.cli.conftest import Cli, wrong_rows
 from tests.support.databases import FreshDatabase
 
@@ -53,11 +58,36 @@ def test_cleanup_of_a_job_leaves_the_others_and_the_history(backfill: Cli, shop:
     assert wrong_rows(shop) == 0
 
 
+def test_history_keeps_from_whose_terminal_a_job_was_forgotten(backfill: Cli, shop: FreshDatabase, spec) -> None:
+    for command in ("restart", "cleanup"):
+        backfill("run", spec())
+        backfill(command, "cents", "--yes")
+        last = backfill("history", "cents", "--json").json[-1]
+        assert last["what"] == command
+        assert last["detail"]["by"] == f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def test_whose_terminal_it_was_is_told_by_number_where_the_user_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    monkeypatch.setattr("os.getuid", lambda: 4711)
+    monkeypatch.setattr("socket.gethostname", lambda: "ops1")
+    assert removal.operator() == "4711@ops1"
+
+
+def test_cleanup_of_an_empty_ledger_says_that_no_job_is_left(backfill: Cli, shop: FreshDatabase, spec) -> None:
+    backfill("run", spec())
+    backfill("cleanup", "cents", "--yes")
+    assert backfill("cleanup", "--all", "--yes").err.splitlines()[0].endswith("its history; no job is left in it")
+
+
 def test_cleanup_of_everything_leaves_no_trace_but_the_rows(backfill: Cli, shop: FreshDatabase, spec) -> None:
     backfill("run", spec())
     shown = backfill("cleanup", "--all", "--yes")
     assert shown.code == 0
-    assert "cents: done" in shown.err
+    assert "with 1 job:\n  cents: done" in shown.err
     assert shop.sql("SELECT to_regnamespace('backfill') IS NULL").strip() == "t"
     assert wrong_rows(shop) == 0
     assert "nothing to remove" in backfill("cleanup", "--all", "--yes").err

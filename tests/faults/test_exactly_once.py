@@ -18,12 +18,12 @@ import engine.flow.control
 import engine.flow.movers.server_side
 import engine.ledger.statements
 from engine.embedded import EmbeddedServer
-from engine.events import ChunkCommitted, ChunkRetried, SpanClaimed
-from engine.model import Mode
+from engine.events import ChunkCommitted, ChunkFound, ChunkRetried, SpanClaimed
+from engine.model import Mode, Phase
 from engine.spec import ChunkLimits, JobSpec
 from tests.support.databases import FreshDatabase, TwoDatabases
 from tests.support.gate import Fault, Gate, Wire, _abort
-from tests.support.jobs import SLOT_S, in_place, into, rows_of, start
+from tests.support.jobs import SLOT_S, Running, in_place, into, rows_of, start
 
 pytestmark = pytest.mark.faults
 
@@ -85,6 +85,17 @@ class Late:
         return int(self._database.sql(f"SELECT xact_rollback FROM pg_stat_database WHERE datname = '{name}'"))
 
 
+def told(running: Running) -> str:
+    """Rows and chunks that were moved, as the events tell."""
+    moved = [e.observation.rows for e in running.events if isinstance(e, ChunkCommitted) and e.phase is Phase.MOVE]
+    moved += [e.rows for e in running.events if isinstance(e, ChunkFound) and e.phase is Phase.MOVE]
+    return f"{sum(moved)}|{len(moved)}"
+
+
+def recorded(database: FreshDatabase) -> str:
+    return database.sql("SELECT sum(rows), sum(chunks) FROM backfill.span WHERE phase = 'move'")
+
+
 def wire_of(gate: Gate, worker: str) -> Wire:
     (wire,) = [w for w in gate.wires if w.application.endswith(f"/{worker}")]
     return wire
@@ -98,6 +109,9 @@ async def test_the_reply_to_a_chunks_commit_is_lost(gate: Gate, database: FreshD
     await running.done()
     assert lost.hits == 4
     assert running.count(ChunkRetried) >= 4
+    assert running.count(ChunkFound) == 4
+    assert told(running) == recorded(database)
+    assert sum(worker.rows for worker in running.supervisor.workers) == ROWS  # what the estimate of WAL goes by
     assert counters(database) == f"1|1|{ROWS}"
 
 
@@ -108,6 +122,7 @@ async def test_the_connection_breaks_inside_the_reply(gate: Gate, database: Fres
     running = await start(spec)
     await running.done()
     assert broken.hits == 3
+    assert told(running) == recorded(database)
     assert counters(database) == f"1|1|{ROWS}"
 
 
@@ -125,6 +140,7 @@ async def test_the_reply_to_a_commit_of_rows_is_lost(gate: Gate, databases: TwoD
     running = await start(into(here, "src", there, "dst", chunk=CHUNK))
     await running.done()
     assert lost.hits == 3
+    assert told(running) == recorded(target)
     assert rows_of(source, "SELECT * FROM src") == rows_of(target, "SELECT * FROM dst")
     assert int(target.sql("SELECT sum(rows) FROM backfill.span WHERE phase = 'move'")) == ROWS
 
@@ -143,6 +159,7 @@ async def test_a_retry_while_the_first_attempt_hangs_in_a_proxy_is_fenced(
     late.release(held)
     await late.was_rolled_back()
     await running.done()
+    assert (running.count(ChunkFound), told(running)) == (0, recorded(database))
     assert counters(database) == f"1|1|{ROWS}"
 
 

@@ -11,9 +11,9 @@ import pytest_asyncio
 
 from engine.embedded import EmbeddedServer
 from engine.errors import BackfillError
-from engine.events import ChunkRetried, RowQuarantined
+from engine.events import ChunkCommitted, ChunkFound, ChunkRetried, RowQuarantined
 from engine.flow.quarantine import Outcome, Retry
-from engine.model import Mode
+from engine.model import Mode, Phase
 from engine.spec import ChunkLimits, JobSpec
 from engine.spec.models import Errors
 from tests.support.databases import FreshDatabase, TwoDatabases
@@ -160,7 +160,13 @@ async def test_the_reply_to_setting_aside_is_lost(
     running = await start(stage.spec(gate))
     await running.done()
     assert lost.hits == 2
-    assert running.count(RowQuarantined) < len(BAD), "it was not told, and looked at the ledger instead"
+    aside = [e for e in running.events if isinstance(e, RowQuarantined)]
+    assert [e.sqlstate for e in aside] == ["22012"] * len(BAD), "what it was not told, it finds in the ledger"
+    moved = [e.observation.rows for e in running.events if isinstance(e, ChunkCommitted) and e.phase is Phase.MOVE]
+    found = [e for e in running.events if isinstance(e, ChunkFound)]
+    ledger = "SELECT sum(rows), sum(chunks) FROM backfill.span WHERE phase = 'move'"
+    assert stage.target.sql(ledger) == f"{sum(moved)}|{len(moved) + len(aside)}"
+    assert found == []
     stage.check()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from engine.db import Connection
 from engine.embedded import EmbeddedServer
-from engine.events import ChunkCommitted, ChunkRetried, StateChanged
+from engine.events import ChunkCommitted, ChunkRetried, StateChanged, Waiting
 from engine.model import JobState
 from engine.spec import ChunkLimits, JobSpec
 from tests.support.databases import QUIET, FreshDatabase, TwoDatabases, create_database
@@ -170,6 +170,24 @@ async def test_nobody_uses_a_new_control_session_before_it_listens(
     monkeypatch.setattr(Connection, "add_listener", listen_slowly)
     control = "application_name = 'backfill/job/control' AND datname = current_database()"
     assert database.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {control}") == "t"
+    await running.done()
+    assert counted_once(database)
+
+
+async def test_a_lock_that_stops_all_workers_is_told_for_as_long_as_it_does(database: FreshDatabase) -> None:
+    """The status names it at every look, between two attempts and during them; the log has a line, and one at its end."""
+    running = await start(counting_job(database, lock_timeout_s=0.2), workers=2)
+    await running.until(lambda: running.count(ChunkCommitted) >= 2)
+    other = await database.connect()
+    await other.execute("BEGIN; LOCK TABLE src")
+    await running.until(lambda: [e.reason for e in running.events if isinstance(e, Waiting)] == ["retry after 55P03"])
+    seen = []
+    for _ in range(10):
+        await asyncio.sleep(0.3)
+        seen.append(database.sql("SELECT waiting FROM backfill.status"))
+    assert set(seen) == {"retry after 55P03"}
+    await other.execute("ROLLBACK")
+    await running.until(lambda: [e.reason for e in running.events if isinstance(e, Waiting)][1:] == [""])
     await running.done()
     assert counted_once(database)
 

@@ -15,6 +15,7 @@ import setuptools
 import yaml
 from Cython import Build
 
+from engine.model import JobState
 from engine.telemetry import boards
 from engine.telemetry.catalogue import METRICS, PREFIX, Kind, Owner
 from grafana.boards import BOARDS, dashboards, shown_on, text_of
@@ -258,20 +259,31 @@ SAMPLES = 11
 AT = "150s"  # the last sample, at a scrape each 15 s
 
 GONE = {
-    "was at work": ("running", Shown.UNREPORTED),
-    "was done": ("done", Shown.DONE),
-    "had failed": ("failed", Shown.FAILED),
+    "was at work": ({"a": ("running", "1 1 1 stale")}, Shown.UNREPORTED),
+    "was done": ({"a": ("done", "1 1 1 stale")}, Shown.DONE),
+    "had failed": ({"a": ("failed", "1 1 1 stale")}, Shown.FAILED),
+    "had failed, and was resumed": (
+        {"a": ("failed", "1 1 1 stale"), "b": ("running", "_ _ _ _ 1 1 stale")},
+        Shown.UNREPORTED,
+    ),
+    "was resumed, and then done": (
+        {"b": ("running", "1 1 1 stale"), "a": ("done", "_ _ _ _ 1 1 stale")},
+        Shown.DONE,
+    ),
 }
-"""Jobs of which nobody reports any more."""
+"""Jobs of which nobody reports any more: who had said what of them, and when."""
 
 
-def series(job: str, state_now: str, more: dict[str, str], values: str) -> Iterator[dict[str, str]]:
-    for one in ("planned", "running", "paused", "verifying", "done", "failed", "cancelled"):
-        shown = values.replace("1", "0") if one != state_now else values
-        # Seen twice, as while the reporter changes.
-        for instance in ("a", "b"):
-            labels = f'job="{job}", state="{one}", instance="{instance}"'
-            yield {"series": f"{PREFIX}job_state{{{labels}}}", "values": shown}
+def told(job: str, instance: str, state_told: str, values: str) -> Iterator[dict[str, str]]:
+    for one in JobState:
+        labels = f'job="{job}", state="{one}", instance="{instance}"'
+        shown = values if one == state_told else re.sub(r"\b1(?=x|\b)", "0", values)
+        yield {"series": f"{PREFIX}job_state{{{labels}}}", "values": shown}
+
+
+def series(job: str, state_now: str, more: dict[str, str]) -> Iterator[dict[str, str]]:
+    for instance in ("a", "b"):  # twice, as while the reporter changes
+        yield from told(job, instance, state_now, f"1x{SAMPLES}")
     for name, given in more.items():
         metric, _, labels = name.partition("{")
         inside = ", ".join(part for part in (f'job="{job}"', 'instance="a"', labels.rstrip("}")) if part)
@@ -280,13 +292,14 @@ def series(job: str, state_now: str, more: dict[str, str], values: str) -> Itera
 
 def proven(tmp_path: Path, expressions: dict[str, list[dict[str, Any]]]) -> None:
     """Ask promtool whether each expression gives these samples of what ``SITUATIONS`` and ``GONE`` tell."""
-    told = [one for job, (now, more, _) in SITUATIONS.items() for one in series(job, now, more, f"1x{SAMPLES}")]
-    told += [one for job, (now, _) in GONE.items() for one in series(job, now, {}, "1 1 1 stale")]
+    inputs = [one for job, (now, more, _) in SITUATIONS.items() for one in series(job, now, more)]
+    for job, (by, _) in GONE.items():
+        inputs += [one for instance, (now, values) in by.items() for one in told(job, instance, now, values)]
     checks = [
         {"expr": substituted(expression), "eval_time": AT, "exp_samples": samples}
         for expression, samples in expressions.items()
     ]
-    case = {"interval": "15s", "input_series": told, "promql_expr_test": checks}
+    case = {"interval": "15s", "input_series": inputs, "promql_expr_test": checks}
     (tmp_path / "tests.yaml").write_text(yaml.safe_dump({"rule_files": [], "tests": [case]}))
     tested = promtool("test", "rules", str(tmp_path / "tests.yaml"))
     assert tested.returncode == 0, tested.stdout + tested.stderr
@@ -310,11 +323,20 @@ def test_the_counts_on_top_are_those_of_the_table(tmp_path: Path) -> None:
     shown = [shown for _, _, shown in SITUATIONS.values()] + [shown for _, shown in GONE.values()]
     scope = Scope('job=~"$job"')
     expected = {count(scope, one): [{"labels": "{}", "value": shown.count(one)}] for one in Shown}
-    expected[count(scope, Shown.RUNNING, Shown.VERIFYING)] = [
-        {"labels": "{}", "value": shown.count(Shown.RUNNING) + shown.count(Shown.VERIFYING)}
-    ]
+    for pair in ((Shown.RUNNING, Shown.VERIFYING), (Shown.FAILED, Shown.UNREPORTED)):
+        expected[count(scope, *pair)] = [{"labels": "{}", "value": sum(map(shown.count, pair))}]
     nobody = count(Scope('job="nobody"'), Shown.STALLED)
     proven(tmp_path, expected | {nobody: [{"labels": "{}", "value": 0}]})
+
+
+def test_every_state_is_counted_in_one_tile() -> None:
+    tiles = [panel for panel in panels("overview") if panel["type"] == "stat" and panel["title"] != "Reporters"]
+    counted = []
+    for tile in tiles:
+        (limits,) = re.findall(r"\) (== \d+|>= \d+ <= \d+)\) or vector", tile["targets"][0]["expr"])
+        low, high = (re.findall(r"\d+", limits) * 2)[:2]
+        counted += range(int(low), int(high) + 1)
+    assert sorted(counted) == sorted(Shown)
 
 
 def test_states_look_different() -> None:
@@ -403,11 +425,58 @@ def test_a_wheel_has_what_a_checkout_exports(tmp_path: Path, monkeypatch: pytest
     stale.parent.mkdir(parents=True)
     stale.touch()
     runpy.run_path("setup.py")["pack"](tmp_path)
-    assert boards.files(tmp_path / "engine" / "telemetry" / "grafana") == boards.files(GRAFANA)
+    checkout = boards.files()
+    monkeypatch.setattr(boards, "PACKED", tmp_path / "engine" / "telemetry" / "grafana")
+    assert boards.files() == checkout == boards.gathered(ROOT)
 
 
 def test_what_is_exported_is_complete_and_nothing_else() -> None:
     names = {str(path) for path in boards.files()}
     assert {f"dashboards/{name}.json" for name in BOARDS} <= names
     assert {"compose.yaml", "README.md", "alerts/backfill.rules.yaml", "prometheus/prometheus.yml"} <= names
+    assert {f"docs/operations/{page.name}" for page in (ROOT / "docs" / "operations").glob("*.md")} <= names
     assert not [name for name in names if name.endswith((".py", ".tests.yaml")) or "__pycache__" in name]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that ``backfill dashboards export`` writes."""
+    folder = tmp_path_factory.mktemp("exported")
+    for name, content in boards.files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_of_exported_pages_lead_to_exported_pages(exported: Path) -> None:
+    links = [
+        (page, target, anchor)
+        for page in exported.rglob("*.md")
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)\s#]*)#?([^)\s]*)\)", page.read_text())
+    ]
+    assert len(links) > 50
+    for page, target, anchor in links:
+        there = (page.parent / target).resolve() if target else page
+        assert there.is_file() and there.is_relative_to(exported), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(there), f"{page.name}: {target}#{anchor}"
+
+
+def test_each_alert_leads_to_its_section_in_what_is_exported(exported: Path) -> None:
+    rules = (exported / "alerts" / "backfill.rules.yaml").read_text()
+    runbooks = re.findall(r"runbook: (\S+)#(\S+)", rules)
+    assert len(runbooks) == rules.count("- alert:")
+    for path, anchor in runbooks:
+        assert anchor in anchors(exported / path)
+
+
+def test_what_the_exported_readme_names_is_in_its_folder(exported: Path) -> None:
+    readme = (exported / "README.md").read_text()
+    for path in re.findall(r"`([\w./-]+(?:/|\.ya?ml))`", readme):
+        assert (exported / path).exists(), path
+    for command in re.findall(r"docker compose[^\n`]*", readme + (exported / "compose.yaml").read_text()):
+        assert command == "docker compose up", "it finds compose.yaml in the folder that it is called in"

@@ -40,7 +40,7 @@ STEADY = {
 }
 """Metrics of which the value may stand still in this story, and why."""
 
-COUNTS_OF_JOBS = {"overview/Failing", "overview/Failed", "overview/Stalled", "overview/Waiting, paused"}
+COUNTS_OF_JOBS = {"overview/Failing", "overview/Failed, unreported", "overview/Stalled", "overview/Waiting, paused"}
 """Panels that count jobs in a state that none of the three need get into long enough."""
 
 

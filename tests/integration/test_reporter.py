@@ -22,6 +22,7 @@ from engine.events import Event, Warned
 from engine.fleet.reporter import EVERY_S, LEASE_S, LONGEST_PAUSE_S, TRUST, Ages, Reporter
 from engine.ledger import Ledger
 from engine.ledger.queries import migrations, queries
+from engine.ledger.records import Heartbeat
 from engine.ledger.reporting import MOST_REPORTED, Reported
 from engine.model import JobState, Mode, Side, SpanBounds
 from engine.telemetry.report import JobReport
@@ -407,6 +408,31 @@ async def test_an_older_server_can_be_reported_on(tls_server: TlsServer, make_da
     await office.ledger.connection.close()
 
 
+@pytest.mark.parametrize(
+    "answers_after_s", [{"reported": 3.5}, dict.fromkeys(("installed_version", "report", "reported"), 1.1)]
+)
+async def test_a_ledger_that_answers_slowly_is_reported_on_without_a_gap(
+    office: Office, monkeypatch: pytest.MonkeyPatch, answers_after_s: dict[str, float]
+) -> None:
+    await office.create()
+    desk = await office.open()
+
+    def slowed(asked: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        async def ask(*args: Any) -> Any:
+            await desk.clock.sleep(seconds)
+            return await asked(*args)
+
+        return ask
+
+    for name, seconds in answers_after_s.items():
+        monkeypatch.setattr(Ledger, name, slowed(getattr(Ledger, name), seconds))
+    before = len(desk.shown)
+    for _ in range(240):
+        await desk.step(0.1)
+    assert None not in desk.shown[before:]
+    assert 5 <= len(desk.shown) - before <= 6
+
+
 # -- what is reported -------------------------------------------------------------------------------------------------
 
 
@@ -511,6 +537,31 @@ async def test_a_ledger_full_of_jobs_is_reported_on_as_far_as_somebody_cares(off
     assert {one.status.state for one in await office.ledger.reported(9)} <= {
         JobState.PLANNED, JobState.RUNNING, JobState.VERIFYING,
     }  # fmt: skip
+
+
+ODD = {
+    "a word for seconds": """UPDATE backfill.worker SET waits = '{"rate": "long"}' WHERE job_id = 2""",
+    "too many seconds": """UPDATE backfill.worker SET waits = '{"rate": "1e200000"}' WHERE job_id = 2""",
+    "no seconds at all": "UPDATE backfill.worker SET waits = '[1]' WHERE job_id = 2",
+    "a number for signals": "UPDATE backfill.pacer SET decision = '{\"signals\": 5}' WHERE job_id = 2",
+    "a word for a pace": 'UPDATE backfill.pacer SET decision = \'{"rate_per_s": "slow"}\' WHERE job_id = 2',
+}
+
+
+@pytest.mark.parametrize("sql", ODD.values(), ids=ODD)
+async def test_a_job_that_cannot_be_read_hides_no_other(office: Office, sql: str) -> None:
+    desk = await office.open()
+    jobs = {name: await office.create(name) for name in ("one", "two", "three")}
+    assert jobs["two"] == 2
+    for job in jobs.values():
+        await office.ledger.heartbeat(job, "host", 7, [Heartbeat(str(uuid.uuid4()), 1.0, 0, "", {"rate": 1.0})])
+        await office.ledger.pacer(job, ANNA, "host", 7, 30.0)
+        assert await office.ledger.publish_pace(job, ANNA, {"signals": []}, 30.0)
+    office.database.sql(sql)
+    await desk.step()
+    assert desk.now is not None
+    assert [report.status.job for report in desk.now] == ["one", "three"]
+    assert desk.events == []
 
 
 async def test_the_statuses_are_read_by_job_and_not_by_reading_every_span(office: Office) -> None:

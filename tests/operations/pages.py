@@ -34,7 +34,7 @@ _VARIES = (
     (r"\b\d\d:\d\d-\d\d:\d\d\b", "<window>"),
     (r"\b\d\d:\d\d:\d\d\b", "<time>"),
     (
-        r"(?<![\w.])(\d+ d \d+ h|\d+ h \d+ min|\d+h \d+m|\d+ min \d+ s|\d[\d.,]*(e-\d+)? ?(ms|s|min|h|d))\b",
+        r"(?<![\w.])(\d+ d \d+ h|\d+ h \d+ min|\d+h \d+m|\d+ min \d+ s|\d[\d.,]*(e-\d+)? ?(ms|s|min|minutes|h|d))\b",
         "<duration>",
     ),
     (r"(?<![\w.])\d[\d.,]*( [kMGT])? rows/s(?!\w)", "<speed>"),

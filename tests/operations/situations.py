@@ -369,6 +369,37 @@ def waiting_ddl(stage: Stage) -> None:
     stage.steps["the ALTER TABLE is through"] = through
 
 
+def locked_out(stage: Stage) -> None:
+    """Somebody has locked the table, for readers too, and gone to lunch."""
+    maintenance = stage.session(name="forgotten maintenance")
+    maintenance("BEGIN; LOCK TABLE orders;")
+
+
+@situation("waiting probe")
+def waiting_probe(stage: Stage) -> None:
+    """The job listens to its usual signals beside an application, and somebody locks the table."""
+    stage.haste(engine__pace__quiet__BASELINE_S=0.5)
+    stage.shop()
+    signals = [{"read_latency": {"target": "20ms"}}, {"commit_latency": "off"}]
+    stage.spec(pace={"max_rows_per_s": 400, "signals": signals}, chunk=CHUNK | {"min_rows": 5}, workers=1)
+    stage.session(name="shop").begin("SELECT 1 \\watch 0.2")
+    stage.start("run", "orders.yaml")
+    stage.until(f'{MOVING} AND NOT signals @> \'[{{"baseline": null, "name": "read_latency"}}]\'')
+    locked_out(stage)
+    stage.until("held_by = 'read_latency'")
+    stage.steps["the probe is answered"] = lambda: stage.until(f"held_by IS NULL AND {MOVING}")
+
+
+@situation("a lock for too long")
+def lock_for_too_long(stage: Stage) -> None:
+    """A table stays locked until the job gives up: after a second in place of a quarter of an hour."""
+    stage.haste(engine__flow__worker__PATIENCE_S=1)
+    slowly(stage, workers=1, lock_timeout="100ms")
+    locked_out(stage)
+    stage.until("state = 'failed'")
+    stage.steps["it moves again"] = lambda: stage.until(MOVING)
+
+
 @situation("changed schema")
 def changed_schema(stage: Stage) -> None:
     """A table that got another column while a job was at work on it."""

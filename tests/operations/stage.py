@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import re
 import shlex
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 
 from engine.embedded import EmbeddedServer
-from tests.operations.nursery import ADDRESS, Child, Nursery
+from tests.operations.nursery import ADDRESS, HASTE, Child, Nursery
 
 PATIENCE_S = 40.0
 JOB = "orders-cents"
@@ -158,6 +159,10 @@ class Stage:
         """A worker process, as a host of one's own would have it."""
         return self.start("worker", *arguments)
 
+    def haste(self, **constants: float) -> None:
+        """Let processes from here on be less patient: ``engine__flow__worker__PATIENCE_S=1``."""
+        self.environment[HASTE] = json.dumps({name.replace("__", "."): value for name, value in constants.items()})
+
     def session(self, database: str = "shop", *, name: str = "psql") -> Psql:
         """Somebody in psql."""
         self._sessions.append(Psql(self.server, database, name=name))
@@ -206,6 +211,7 @@ class Stage:
             child.signal(signal.SIGKILL)
         for child in self._children:
             child.wait()
+        self.nursery.end(self.folder)
         for session in self._sessions:
             session.close()
         for undo in reversed(self._at_end):

@@ -20,6 +20,7 @@ from engine.clock import ManualClock
 from engine.events import (
     ChunkCancelled,
     ChunkCommitted,
+    ChunkFound,
     ChunkRetried,
     DeadlineLate,
     Event,
@@ -120,6 +121,7 @@ def test_times_are_in_utc_whatever_the_clock_on_the_wall_says() -> None:
         (DeadlineLate(job="j", reason="finish_by"), "warning", "deadline.late"),
         (RowQuarantined(job="j", worker="w1", span=3, epoch=7, sqlstate="23514"), "warning", "row.quarantined"),
         (ChunkRetried(job="j", worker="w", span=1, epoch=1, sqlstate="40001", action="retry", delay_s=0.1), "debug", "chunk.retried"),
+        (ChunkFound(job="j", worker="w1", span=3, epoch=7, phase=Phase.MOVE, rows=10), "debug", "chunk.found"),
         (CHUNK, "debug", "chunk.committed"),
         (FINISHED, "info", "job.finished"),
     ],

@@ -136,6 +136,63 @@ def test_another_server_begins_anew() -> None:
     assert wal.total_per_s is None
 
 
+def test_what_a_job_has_written_is_what_its_processes_wrote_since_the_first_look() -> None:
+    wal = OwnWal(exact=True)
+    wal.observe(0.0, 500 * MB, 10.0, {1: 100 * MB})
+    assert wal.own_bytes == 0
+    wal.observe(1.0, 520 * MB, 10.0, {1: 103 * MB, 2: 4 * MB})
+    wal.observe(1.0, 520 * MB, 10.0, {1: 104 * MB, 2: 4 * MB})  # a look at the same moment
+    wal.observe(2.0, 540 * MB, 90.0, {2: 5 * MB})
+    assert wal.own_bytes == pytest.approx(9 * MB)
+
+
+def test_rows_that_come_before_there_is_a_price_are_paid_for_when_there_is_one() -> None:
+    wal = OwnWal(exact=False)
+    for second, rows in enumerate((0.0, 40.0, 80.0, 120.0)):
+        wal.observe(float(second), 500 * MB + rows * 1000, rows)
+        assert wal.own_bytes == (0 if rows < 100 else 120 * 1000)
+
+
+def test_what_a_job_has_written_follows_chunks_that_take_longer_than_a_look() -> None:
+    wal = OwnWal(exact=False)
+    for second in range(31):
+        wal.observe(float(second), second * MB, second // 3 * 3000.0)
+    assert wal.own_bytes == pytest.approx(30 * MB)
+
+
+def test_a_job_has_written_no_more_than_the_server() -> None:
+    """A price that has fallen is still the old one for a while."""
+    wal = OwnWal(exact=False)
+    position = 0.0
+    for second in range(60):
+        position += 2 * MB if second < 30 else MB
+        wal.observe(float(second), position, second * 10_000.0)
+        assert wal.own_bytes <= position
+    assert wal.own_bytes >= 0.9 * (position - 2 * MB)  # the first look's
+
+
+def test_what_others_write_while_a_job_pauses_is_not_its_own() -> None:
+    wal = OwnWal(exact=False)
+    for second in range(30):
+        wal.observe(float(second), second * MB, second * 1000.0)
+    for second in range(30, 45):
+        wal.observe(float(second), 29 * MB + min(second - 29, 4) * 100 * MB, 29_000.0)
+    assert wal.own_bytes == pytest.approx(29 * MB)
+    wal.observe(45.0, 429.2 * MB, 30_000.0)  # rows are cheaper now than they are known to be
+    assert wal.own_bytes == pytest.approx(29.2 * MB)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_another_server_takes_nothing_back(exact: bool) -> None:
+    wal = OwnWal(exact=exact)
+    for second in range(5):
+        wal.observe(float(second), 100 * MB + second * MB, second * 1000.0, {1: second * MB})
+    wal.observe(5.0, MB, 5000.0, {2: 0.0})
+    assert wal.own_bytes == pytest.approx(4 * MB)
+    wal.observe(6.0, 2 * MB, 6000.0, {2: MB})
+    assert wal.own_bytes == pytest.approx(5 * MB)
+
+
 def test_the_window_moves() -> None:
     wal = OwnWal(exact=True)
     for second in range(40):

@@ -84,15 +84,24 @@ class ConfirmMover(BothSides):
         )
         judged, differing = await self._judge(suspects)
         crashpoint("write.before")
-        await self._record(span, bound, judged, differing)
+        judged = await self._record(span, bound, judged, differing)
         crashpoint("commit.after")
         return Observation(
             rows=len(suspects),
             scanned=bound.scanned,
             bytes=0,
             server_s=self._clock.now() - began,
-            differing=len(differing) if self._phase is Phase.CONFIRM else 0,
+            differing=self._found(suspects, judged),
         )
+
+    def _found(self, suspects: Sequence[Numbered], judged: Sequence[Judged]) -> int:
+        """How many rows were recorded as differing that were not before.  One that is looked at a second time counts
+        only if the first time did not settle it.
+        """
+        if self._phase is Phase.CONFIRM:
+            return sum(j.state in (CONFIRMED, REPAIRED) for j in judged)
+        open_until_now = {s.id for s in suspects if s.state == UNSETTLED}
+        return sum(j.state == CONFIRMED and j.id in open_until_now for j in judged)
 
     async def _judge(self, suspects: Sequence[Numbered]) -> tuple[list[Judged], dict[int, Look]]:
         """What became of the suspects, and the last look at those that differ for good."""
@@ -134,8 +143,8 @@ class ConfirmMover(BothSides):
         here = {Side.TARGET: self.connection}
         return here if self._there is None else here | {Side.SOURCE: self._there}
 
-    async def _record(self, span: Span, bound: Bound, judged: list[Judged], differing: dict[int, Look]) -> None:
-        """Repairs, what became of each row, cursor and fence in one transaction."""
+    async def _record(self, span: Span, bound: Bound, judged: list[Judged], differing: dict[int, Look]) -> list[Judged]:
+        """Repairs, what became of each row, cursor and fence in one transaction.  Returns what became of each."""
         assert self._comparer is not None
         here = self.connection
         touched = ""
@@ -166,6 +175,7 @@ class ConfirmMover(BothSides):
             raise
         finally:
             await self._comparer.release()
+        return judged
 
     def _to_be_repaired(self, differing: dict[int, Look]) -> dict[int, Look]:
         """A row that only the target holds may be another job's, or older than the job: it goes only if that was asked
