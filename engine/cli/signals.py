@@ -12,8 +12,7 @@ from engine.pace.law import Unit
 from engine.pace.quantity import format_value
 from engine.spec import JobSpec, units
 from engine.spec.misfit import Misfit, nearest
-from engine.spec.signals import NAMED, SignalKind, SignalSpec, SignalUnit, kind_of, without_side
-from engine.spec.signals import SIDE as SIDE  # noqa: PLC0414 - cli.words finds it here
+from engine.spec.signals import NAMED, SIDE, SignalKind, SignalSpec, SignalUnit, kind_of, without_side
 from engine.telemetry import numbers
 
 EXACT: Final = 6

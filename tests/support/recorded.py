@@ -335,6 +335,7 @@ def shrunk(rules: str) -> str:
     def expression(text: str) -> str:
         text = re.sub(r"\[(\d+)([smh])\]", lambda m: f"[{max('2s', shorter(m[1], m[2]), key=_size)}]", text)
         text = re.sub(r"offset (\d+)([smh])", lambda m: f"offset {shorter(m[1], m[2])}", text)
+        text = re.sub(r"time\(\) - (\d+)", lambda m: f"time() - {int(m[1]) / FASTER:g}", text)
         return re.sub(
             r"(_seconds\)) > (\d+)", lambda m: f"{m[1]} > {int(m[2]) / FASTER:g}" if int(m[2]) else m[0], text
         )
