@@ -97,6 +97,7 @@ check-wheel: build ## install the wheel into a venv of its own and use it from e
 	cd / && "$(CURDIR)/build/wheel-venv/bin/backfill" --version
 	build/wheel-venv/bin/backfill dashboards export build/wheel-venv/grafana
 	test -s build/wheel-venv/grafana/dashboards/overview.json && test -s build/wheel-venv/grafana/alerts/backfill.rules.yaml
+	test -s build/wheel-venv/grafana/docs/operations/alerts.md
 	rm -rf build/wheel-venv
 
 clean: ## remove whatever was built

@@ -216,11 +216,12 @@ def _of_signals(status: JobStatus) -> Iterator[Value]:
             "signal_value": signal.get("value"),
             "signal_target": signal.get("target"),
             "signal_max": signal.get("max"),
-            "signal_age_seconds": None if age_s is None else age_s + (status.pace_age_s or 0.0),
         }
         for metric, value in values.items():
             if (number := _number(value)) is not None:
                 yield metric, (status.job, label), number
+        age_now_s = math.inf if age_s is None else age_s + (status.pace_age_s or 0.0)  # infinite: it never answered
+        yield "signal_age_seconds", (status.job, label), age_now_s
 
 
 def _of_server(job: str, side: Side, vitals: Vitals | None) -> Iterator[Value]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import math
 import re
 import socket
 import threading
@@ -486,6 +487,13 @@ def test_a_report_becomes_gauges(metrics: Metrics) -> None:
     assert value(metrics, "signal_max", signal="read_latency") is None
     assert value(metrics, "signal_max", signal="replication_lag") == 30
     assert value(metrics, "signal_age_seconds", signal="read_latency") == 1.0  # half a second, half a second ago
+
+
+def test_a_signal_that_never_answered_is_infinitely_old(metrics: Metrics) -> None:
+    unheard = {"name": "queue", "value": None, "target": 10, "max": None, "age_s": None}
+    metrics.report([JobReport(replace(STATUS, signals=(unheard,)), 0.0)])
+    assert value(metrics, "signal_age_seconds", signal="queue") == math.inf
+    assert value(metrics, "signal_value", signal="queue") is None
 
 
 def test_what_nobody_knows_is_absent(metrics: Metrics) -> None:
