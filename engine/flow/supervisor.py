@@ -393,6 +393,7 @@ class Supervisor:
         if shared.failure is not None:
             await self._record_failure(job, shared.failure)
         elif not shared.stop.is_set:
+            self._say("")  # the workers got to the end before anybody looked at them again
             await self._end_phase(job, phase)
 
     async def _share(self, job: JobRecord, phase: Phase) -> Shared:

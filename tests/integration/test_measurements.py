@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +11,10 @@ import pytest
 
 import engine.flow.movers.confirm
 from engine.clock import ManualClock, SystemClock
-from engine.events import ChunkCommitted, Event, JobOpened, PhaseChanged, WalWritten, WorkersWaited
+from engine.events import ChunkCommitted, Event, JobOpened, PhaseChanged, WalWritten, WorkersWaited, ignore
 from engine.fleet import LocalVerification
 from engine.flow import Supervisor
-from engine.flow.pacer import VALID_S, Pacer
+from engine.flow.pacer import VALID_S
 from engine.flow.worker import AWAY, NO_SPAN, Worker
 from engine.ledger.records import Verification
 from engine.model import Phase
@@ -71,23 +70,23 @@ async def test_rows_that_were_counted_stay_counted_though_the_ledger_was_looked_
     database: FreshDatabase,
 ) -> None:
     """What our workers commit between the ledger's answer and the moment it arrives is in neither count."""
-    spec = filling(database, Pace(max_rows_per_s=2000.0), rows=4000)
-    counted: list[float] = []
-    seen: list[int] = []
-    running = await start(spec)
-    pacer: Pacer = running.supervisor._pacer
-    (worker,) = await workers_of(running.supervisor, 1)
-    while not running.task.done():
-        await asyncio.sleep(0.005)
-        if pacer._job is not None and pacer._status is not None and worker.rows:
-            seen.append(worker.rows)
-            status = pacer._status
-            if len(seen) % 20 == 0:  # a look from a moment before its last chunk
-                pacer.hear(pacer._job, replace(status, rows_done=max(status.rows_done, min(seen[-5:]))))
-            counted.append(pacer._rows_done())
-    await running.done()
-    assert len(counted) > 100
-    assert counted == sorted(counted)
+    pacer = Supervisor(await prepare(filling(database, Pace())), workers=1, emit=ignore)._pacer
+    job, worker = SimpleNamespace(name="job", orders=None, spec=None), SimpleNamespace(rows=0)
+    pacer._job, pacer._workers = job, [worker]
+
+    def heard(in_ledger: int, *, ours: int) -> float:
+        worker.rows = ours
+        pacer.hear(job, SimpleNamespace(rows_done=in_ledger))
+        return pacer._rows_done()
+
+    def moved(ours: int) -> float:
+        worker.rows = ours
+        return pacer._rows_done()
+
+    assert (heard(0, ours=0), moved(100)) == (0.0, 100.0)
+    assert (heard(100, ours=150), moved(160)) == (150.0, 150.0)  # 50 came while the answer was on its way
+    assert (heard(160, ours=160), moved(170)) == (160.0, 170.0)
+    assert (heard(0, ours=170), moved(180)) == (0.0, 10.0)  # the job was begun anew
 
 
 @pytest.mark.parametrize(("asleep_s", "told"), [(1.0, 100.0), (60.0, 0.0)])
@@ -154,14 +153,15 @@ async def test_a_server_that_is_away_is_waited_for_and_told_of_when_it_is_back(d
         running = await start(spec)
         (worker,) = await workers_of(running.supervisor, 1)
         await running.until(lambda: worker.rows > 0)
-        gate.refusing = True
-        gate.reset_all()
-        await running.until(lambda: worker.waiting == AWAY)
+        gate.on(frontend="startup", application="/w1", times=None).reset()  # what it cannot reach, others can
+        (wire,) = (wire for wire in gate.wires if wire.application.endswith("/w1"))
+        wire.reset()
+        await running.until(lambda: worker.trouble == AWAY)
         clock = SystemClock()
         so_far = worker.waits.totals(clock.now())[AWAY]
         await running.until(lambda: worker.waits.totals(clock.now())[AWAY] > so_far + 0.5)
         gate.heal()
-        await running.until(lambda: worker.waiting != AWAY)
+        await running.until(lambda: worker.trouble != AWAY)
         away_s = worker.waits.totals(clock.now())[AWAY]
         await running.done()
     assert worker.waits.totals(clock.now())[AWAY] == away_s

@@ -468,7 +468,7 @@ SITUATIONS = {
         code=Code.CONNECTIONS_SHORT,
         sql="ALTER ROLE :plain CONNECTION LIMIT 5",
         job=PLAIN_FILL,
-        words=("9 sessions", "5 are left", "role :plain's limit (5)"),
+        words=("11 sessions", "5 are left", "role :plain's limit (5)"),
         mend="ALTER ROLE :plain CONNECTION LIMIT 9",
         after="ALTER ROLE :plain CONNECTION LIMIT -1",
     ),
