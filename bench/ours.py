@@ -147,7 +147,7 @@ class InProcess:
             raise JobFailed(f"ended {result.state}")
         self.status = supervisor.status
         for worker in supervisor.workers:
-            for reason, seconds in worker.waits.items():
+            for reason, seconds in worker.heartbeat().waits.items():
                 self.waits[reason] = self.waits.get(reason, 0.0) + seconds
         (first, first_cpu), (last, last_cpu) = self._marks["first chunk"], self._marks["last chunk"]
         self.moving_s, self.moving_cpu_s = last - first, last_cpu - first_cpu
