@@ -408,10 +408,10 @@ UPDATE backfill.difference d
  WHERE d.id = judged.id;
 
 -- name: differences
--- Rows that differ, for whoever may see keys.
+-- Rows that differ, for whoever may see keys: by kind, in an order that does not depend on who found them.
 SELECT key, kind, state, columns FROM backfill.difference
  WHERE verification_id = $1 AND state IN ('confirmed', 'unsettled', 'repaired')
- ORDER BY id LIMIT $2;
+ ORDER BY array_position(ARRAY['changed', 'missing', 'extra'], kind), id LIMIT $2;
 
 -- name: end_verification
 -- Counts what was found, and says how it ended.
