@@ -14,6 +14,7 @@ from typing import Any, Final
 from prometheus_client import Metric as Family
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from engine.flow.pacer import NO_PACER
 from engine.ledger.orders import ROWS, WAL
 from engine.ledger.records import JobStatus
 from engine.model import JobState, Side
@@ -25,8 +26,6 @@ from engine.watch.vitals import Vitals
 MOST_REPORTED: Final = 200
 MOST_SIGNALS: Final = 40
 LONGEST_VALUE: Final = 60
-NO_PACER: Final = "no pacer"
-"""How the ledger's view begins to tell that no decision is in force; ``backfill_pacer_present`` says that."""
 
 Value = tuple[str, tuple[str, ...], float]
 """A metric's name, the values of its labels, and its own."""

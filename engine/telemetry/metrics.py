@@ -42,13 +42,13 @@ from engine.events import (
 )
 from engine.flow.pacer import NO_PACER, WINDOW
 from engine.flow.vacuum import GATE
-from engine.flow.worker import CLAIMING, NO_SPAN
+from engine.flow.worker import AWAY, CLAIMING, NO_SPAN, RETRY
 from engine.ledger.orders import ROWS, WAL
 from engine.model import Mode, Phase, Side
 from engine.pace.bucket import RATE_LIMIT
 from engine.spec.signals import LEARNING, kind_of
 from engine.telemetry.catalogue import METRICS, Kind, Metric
-from engine.telemetry.gauges import Snapshots, is_read
+from engine.telemetry.gauges import LONGEST_VALUE, Snapshots, is_read
 from engine.telemetry.report import JobReport
 from engine.watch.vitals import Vitals
 
@@ -59,7 +59,6 @@ MOST_VALUES: Final = 40
 OTHER: Final = "other"
 """What stands for all values of a label beyond ``MOST_VALUES``."""
 
-LONGEST_VALUE: Final = 60
 LOST_CONNECTION: Final = "lost_connection"
 """In the place of an SQLSTATE: an empty label would be none to Prometheus."""
 
@@ -68,7 +67,7 @@ OUTCOMES: Final = {
     "chunks_total": ("committed", "failed", "lost"),
     "spans_claimed_total": ("claimed", "stolen", "taken_over"),
 }
-REASONS: Final = (CLAIMING, NO_SPAN, RATE_LIMIT, WINDOW, NO_PACER, GATE, ROWS, WAL, "retry", "baseline")
+REASONS: Final = (CLAIMING, NO_SPAN, RETRY, AWAY, RATE_LIMIT, WINDOW, NO_PACER, GATE, ROWS, WAL, "baseline")
 SQLSTATES: Final = (LOST_CONNECTION, "40001", "40P01", "55P03", "57014", "57P01")
 """Those that a job on a busy database meets sooner or later."""
 
