@@ -469,7 +469,7 @@ SITUATIONS = {
         sql="ALTER ROLE :plain CONNECTION LIMIT 5",
         job=PLAIN_FILL,
         words=("11 sessions", "5 are left", "role :plain's limit (5)"),
-        mend="ALTER ROLE :plain CONNECTION LIMIT 9",
+        mend="ALTER ROLE :plain CONNECTION LIMIT 12",
         after="ALTER ROLE :plain CONNECTION LIMIT -1",
     ),
     # What it will cost
