@@ -33,7 +33,8 @@ async def test_rows_of_a_transaction_older_than_the_job_are_moved_behind_the_cur
     running = await start(into(source, "src", target, "dst", chunk=ChunkLimits(min_rows=10, max_rows=100)))
     await running.until(lambda: bool(waits(running)))
     assert "nightly-report" in waits(running)[0]
-    assert "nightly-report" in target.sql("SELECT waiting FROM backfill.status")
+    # The ledger is told right after the listeners.
+    await running.until(lambda: "nightly-report" in target.sql("SELECT waiting FROM backfill.status"))
     assert target.sql("SELECT state FROM backfill.job") == "planned"
     assert running.count(ChunkCommitted) == 0
     await older.execute("COMMIT")

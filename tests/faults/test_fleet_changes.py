@@ -24,7 +24,8 @@ async def test_one_worker_then_eight_then_one(nursery: Nursery, databases: TwoDa
     for runner in (first, *others[:2]):
         runner.signal(signal.SIGTERM)
     for runner in (first, *others[:2]):
-        assert await runner.ended() in (0, UNFINISHED), runner.complaint()
+        # The last: it came before a slow starter listened.
+        assert await runner.ended() in (0, UNFINISHED, -signal.SIGTERM), runner.complaint()
     last = await nursery.run(job.spec, workers=1)
     for runner in (others[2], last):
         assert await runner.ended() == 0, runner.complaint() or runner.lines()[-2:]
