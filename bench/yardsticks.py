@@ -138,7 +138,7 @@ def bare_copy(stage: Stage, source: str, target: str, table: str, rows: int, *, 
     """Binary COPY streamed into COPY, chunk by chunk.  ``staged``: each through a temporary table with ON CONFLICT."""
     chunk = _at_most(COPY_CHUNK_ROWS, rows)
 
-    async def worker(todo: list[int]) -> int:
+    async def worker(starts: list[int]) -> int:
         reader = await asyncpg.connect(stage.dsn(source))
         writer = await asyncpg.connect(stage.dsn(target), server_settings={"synchronous_commit": "off"})
         if staged:
@@ -146,8 +146,8 @@ def bare_copy(stage: Stage, source: str, target: str, table: str, rows: int, *, 
                 f"CREATE TEMPORARY TABLE staging ON COMMIT DELETE ROWS AS SELECT * FROM {table} WITH NO DATA"
             )
         moved = 0
-        while todo:
-            lo = todo.pop()
+        while starts:
+            lo = starts.pop()
             query = f"SELECT * FROM {table} WHERE id > {lo} AND id <= {lo + chunk} ORDER BY id"
             async with writer.transaction():
                 await _stream(reader, writer, query, "staging" if staged else table)
@@ -210,14 +210,14 @@ def bare_statement(
     chunk = _at_most(chunk_rows, rows)
     commits: list[tuple[float, float]] = []
 
-    async def worker(todo: list[int]) -> int:
+    async def worker(starts: list[int]) -> int:
         commit = "on" if synchronous else "off"
         settings = {"synchronous_commit": commit, "plan_cache_mode": "force_custom_plan"}
         connection = await asyncpg.connect(stage.dsn(database), server_settings=settings)
         statement = await connection.prepare(sql)
         moved = 0
-        while todo:
-            lo = todo.pop()
+        while starts:
+            lo = starts.pop()
             await statement.fetch(lo, lo + chunk)
             commits.append((time.perf_counter(), time.process_time()))
             moved += 1
@@ -241,9 +241,9 @@ async def _commit_synchronously(connection: Connection) -> None:
 
 def _timed_loop(worker: Callable[[list[int]], Awaitable[int]], rows: int, chunk: int, workers: int = WORKERS) -> Sample:
     async def run() -> tuple[float, float, int]:
-        todo = list(range(0, rows, chunk))[::-1]  # popped from the end: in key order
+        starts = list(range(0, rows, chunk))[::-1]  # popped from the end: in key order
         began, cpu = time.perf_counter(), time.process_time()
-        moved = await asyncio.gather(*(worker(todo) for _ in range(workers)))
+        moved = await asyncio.gather(*(worker(starts) for _ in range(workers)))
         return time.perf_counter() - began, time.process_time() - cpu, sum(moved)
 
     seconds, cpu_s, chunks = uvloop.run(run())

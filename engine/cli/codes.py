@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.errors import VerificationMismatch
+from engine.errors import Busy, HeldByOperator, Stopped, VerificationMismatch
 from engine.model import JobState
 
-CODES: Final = {JobState.DONE: 0, JobState.FAILED: 7, JobState.CANCELLED: 8, JobState.PAUSED: 8}
-TRY_AGAIN: Final = 75
+CODES: Final = {
+    JobState.DONE: 0,
+    JobState.FAILED: Stopped.exit_code,
+    JobState.CANCELLED: HeldByOperator.exit_code,
+    JobState.PAUSED: HeldByOperator.exit_code,
+}
+TRY_AGAIN: Final = Busy.exit_code
 
 
 def code_when_done(verified: bool | None) -> int:

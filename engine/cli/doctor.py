@@ -16,12 +16,13 @@ from engine.db import Connection, Database
 from engine.db.dsn import Options
 from engine.db.tls import mode_for
 from engine.errors import BackfillError, CannotConnect
-from engine.flow.endpoints import DEFAULT_DSN_VARIABLE, endpoints_of
+from engine.flow.endpoints import endpoints_of
 from engine.ledger.queries import migrations
 from engine.ledger.store import Ledger
 from engine.model import Side, TableName
 from engine.plan.preflight import role_for
 from engine.spec import Dsn, JobSpec, load_spec
+from engine.spec.dsn import FALLBACK_VARIABLE
 from engine.telemetry import numbers
 from engine.watch.rights import look_at_rights
 
@@ -58,7 +59,7 @@ def doctor(terminal: Terminal, file: str | None, dsn: str | None) -> int:
     else:
         resolved = dsn_of(dsn, "--dsn") if dsn else Dsn.from_environment(os.environ)
         named = {"database": Database(resolved, side=Side.TARGET)}
-        said = {"database": _origin(resolved, "--dsn" if dsn else DEFAULT_DSN_VARIABLE)}
+        said = {"database": _origin(resolved, "--dsn" if dsn else FALLBACK_VARIABLE)}
     reports = {name: run_async(_examine(database, said[name], spec)) for name, database in named.items()}
     if terminal.as_json:
         terminal.json(reports)
@@ -78,7 +79,7 @@ def _origin(dsn: Dsn | None, flag: str) -> str:
     """Where the connection string itself came from."""
     if dsn is None or not dsn.secret():
         return "environment and defaults"
-    return f"{flag}, variable {dsn.reference}" if dsn.reference and flag != DEFAULT_DSN_VARIABLE else flag
+    return f"{flag}, variable {dsn.reference}" if dsn.reference and flag != FALLBACK_VARIABLE else flag
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------

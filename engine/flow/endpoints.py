@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from engine.db import Database
 from engine.model import Side
 from engine.spec import Dsn, JobSpec
-
-DEFAULT_DSN_VARIABLE: Final = "BACKFILL_DSN"
+from engine.spec.dsn import FALLBACK_VARIABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,7 @@ def endpoints_of(spec: JobSpec, environment: Mapping[str, str] = os.environ) -> 
     """The spec's two databases; without a DSN: BACKFILL_DSN, else libpq's own variables.  A target without a DSN is in
     the source's database.
     """
-    default = environment.get(DEFAULT_DSN_VARIABLE, "")
+    default = environment.get(FALLBACK_VARIABLE, "")
 
     def database(dsn: Dsn | None, side: Side) -> Database:
         return Database(

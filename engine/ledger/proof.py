@@ -92,9 +92,8 @@ class Proof(Statements):
         delete_extra: bool = False,
     ) -> int:
         mark = None if target_mark is None else json.dumps(target_mark, ensure_ascii=False)
-        name = await self.connection.fetchval("SELECT name FROM backfill.job WHERE id = $1", job_id)
         asked = {"repair": repair, "delete_extra": delete_extra, "settle_s": settle_s}
-        await self.connection.fetchrow(queries()["record"], name, "verify", json.dumps(asked))
+        await self.connection.fetchrow(queries()["record_of"], job_id, "verify", json.dumps(asked))
         found = await self.connection.fetchval(
             queries()["begin_verification"], job_id, repair, settle_s, list(not_compared), mark, delete_extra
         )

@@ -290,11 +290,13 @@ SELECT is_mine FROM taken UNION ALL SELECT is_mine FROM born;
 UPDATE backfill.reporter SET process = NULL, lease_until = NULL WHERE process = $1;
 
 -- name: reported
--- At most $1 jobs: those that somebody could still work on, those that failed, and those that ended last.
+-- At most $1 jobs: those that somebody could still work on, those that failed, and those that ended last.  $2: only
+-- this one; null: all.
 SELECT s.*,
        CASE WHEN s.state IN ('running', 'verifying')
             THEN (SELECT coalesce(sum(t.chunks), 0) FROM backfill.span t WHERE t.job_id = chosen.id) END::bigint AS steps
   FROM (SELECT id, name FROM backfill.job
+         WHERE $2::bigint IS NULL OR id = $2
          ORDER BY CASE WHEN state IN ('planned', 'running', 'verifying') THEN 0
                        WHEN state IN ('paused', 'failed') THEN 1 ELSE 2 END,
                   finished_at DESC NULLS FIRST, id DESC
@@ -309,13 +311,6 @@ SELECT id FROM backfill.job
                WHEN state IN ('paused', 'failed') THEN 1 ELSE 2 END,
           finished_at DESC NULLS FIRST, id DESC
  LIMIT $1;
-
--- name: reported_one
-SELECT s.*,
-       CASE WHEN s.state IN ('running', 'verifying')
-            THEN (SELECT coalesce(sum(t.chunks), 0) FROM backfill.span t WHERE t.job_id = j.id) END::bigint AS steps
-  FROM backfill.job j JOIN backfill.status s ON s.job = j.name
- WHERE j.id = $1;
 
 -- name: lock_orders
 -- One operator at a time.
@@ -509,6 +504,10 @@ SELECT at, who, what, detail
 
 -- name: record
 INSERT INTO backfill.event (job, what, detail) VALUES ($1, $2, $3);
+
+-- name: record_of
+-- The same, of a job by its number.
+INSERT INTO backfill.event (job, what, detail) SELECT name, $2, $3 FROM backfill.job WHERE id = $1;
 
 -- name: forget
 -- The job and everything of it but its history.

@@ -49,7 +49,7 @@ class Reporting(Statements):
         The ledger is untrusted: a job of which something cannot be read is left out, and hides no other.
         """
         try:
-            rows = await self._rows("reported", most)
+            rows = await self._rows("reported", most, None)
         except Exception as error:
             if not classify(error).sqlstate.startswith(DATA_ERROR):
                 raise
@@ -59,7 +59,7 @@ class Reporting(Statements):
 
     async def _readable(self, job_id: int) -> list[Any]:
         try:
-            return await self._rows("reported_one", job_id)
+            return await self._rows("reported", 1, job_id)
         except Exception as error:
             if not classify(error).sqlstate.startswith(DATA_ERROR):
                 raise

@@ -85,6 +85,12 @@ class Process:
             while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
                 await asyncio.sleep(0.01)
 
+    async def speaks(self, timeout_s: float = PATIENCE_S) -> None:
+        """Wait until it has told of its first event, by when it listens to signals; or has ended."""
+        async with asyncio.timeout(timeout_s):
+            while self.is_running and not self.lines():
+                await asyncio.sleep(0.01)
+
     def lines(self) -> list[dict[str, Any]]:
         """What it wrote: one JSON object a line."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
