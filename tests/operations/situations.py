@@ -24,6 +24,7 @@ UNFELT = [{"read_latency": "off"}, {"commit_latency": "off"}]
 
 CHUNK = {"max_rows": 50}
 MOVING = "state = 'running' AND rows_done > 0 AND rows_per_s > 0 AND workers > 0"
+ALL_READ = """NOT signals @> '[{"value": null}]'"""
 BOTH_SIDES = ["DUAL_WRITE_MISSING"]
 """What the application declares that writes old and new."""
 
@@ -68,8 +69,7 @@ def running(stage: Stage) -> None:
     ]
     stage.spec(pace={"max_rows_per_s": 400, "signals": signals}, chunk=CHUNK)
     stage.start("run", "orders.yaml")
-    measured = """jsonb_array_length(signals) = 4 AND NOT signals @> '[{"value": null}]'"""
-    stage.until(f"{MOVING} AND pace_valid AND {measured}")
+    stage.until(f"{MOVING} AND pace_valid AND jsonb_array_length(signals) = 4 AND {ALL_READ}")
 
 
 @situation("several jobs")
@@ -111,7 +111,15 @@ def at_work(stage: Stage) -> None:
     slowly(stage, f"{MOVING} AND pace_valid AND workers >= 4")
     stage.steps["the workers have stopped"] = lambda: stage.until("workers = 0")
     stage.steps["the workers have heard"] = lambda: stage.until(MOVING)
+    stage.steps["checkout is at work"] = lambda: beside_checkout(stage)
     stage.steps["an administrator ends its sessions"] = lambda: ended_by_hand(stage)
+
+
+def beside_checkout(stage: Stage) -> None:
+    """The orders are in force, and the pacer has seen that it is not alone."""
+    stage.session(name="checkout").begin("SELECT pg_sleep(600);")
+    seen = """signals @> '[{"name": "active_sessions", "value": 1}]'"""
+    stage.until(f"{MOVING} AND limit_now_rows_per_s = 50 AND stage = 'steady' AND {seen}")
 
 
 def ended_by_hand(stage: Stage) -> None:
