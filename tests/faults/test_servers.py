@@ -42,8 +42,16 @@ def counted_once(database: FreshDatabase) -> bool:
 
 
 async def to_a_chunk(running: Running, database: FreshDatabase, act: str) -> None:
-    """Run ``act`` (a function of the server) on the session of a chunk that is running now."""
-    await running.until(lambda: database.sql(f"SELECT {act}(pid) FROM ({ACTIVE} LIMIT 1) a") == "t")
+    """Run ``act`` (a function of the server) on the session of a chunk that is running now.
+
+    The chunk waits for a lock meanwhile: on a busy machine it would be over before it is told, and to be ended between
+    two chunks is something else.
+    """
+    application = await database.connect()
+    await application.execute("BEGIN; LOCK TABLE src IN EXCLUSIVE MODE")
+    waits = f"{ACTIVE} AND wait_event_type = 'Lock'"
+    await running.until(lambda: database.sql(f"SELECT {act}(pid) FROM ({waits} LIMIT 1) a") == "t")
+    await application.execute("ROLLBACK")
 
 
 async def test_an_administrator_who_ends_a_session_pauses_the_job_and_resume_goes_on(database: FreshDatabase) -> None:
