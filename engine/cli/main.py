@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "quarantine": "engine.cli.quarantine:quarantine",
     "gate": "engine.cli.gate:gate",
     "worker": "engine.cli.worker:worker",
+    "serve": "engine.cli.serve:serve",
     "grants": "engine.cli.grants:grants",
     "dualwrite": "engine.cli.dualwrite:dualwrite",
     "doctor": "engine.cli.doctor:doctor",

@@ -1,0 +1,31 @@
+"""The sidecar daemon: an HTTP API over the jobs of the connections that its operator configured, and workers for them.
+
+::
+
+    bytes ─▶ transport ─▶ app ─▶ a route's handler ─▶ station (one per connection) ─▶ ledger, flow, fleet
+             who is it,   may he,  what to do            sessions, pool, watchers
+             how long     is it
+             may it take  well formed
+
+* ``config``     what the operator's TOML says; every problem at once
+* ``transport``  sockets, TLS, peers, time limits: uvicorn under our own signals and event loop
+* ``access``     identities and scopes; ``auth`` tokens, peers and certificates -> identities
+* ``routing``    what a route is; ``app`` checks a request against its route; ``openapi`` describes them
+* ``routes``     the handlers by topic, and ``table``: all of them
+* ``admission``  what a submitted spec may ask for, by the operator's rules
+* ``station``    one connection: sessions to its ledger, its pool of workers, its watcher
+* ``daemon``     start, health, drain; ``notify`` tells systemd
+* ``page``       the status page: three static files
+
+Owns who may do what, and what crosses HTTP.  Refuses to know how rows move, and how terminals look.
+
+Invariants:
+
+* A route without a scope is public because the table says so in so many words; anything else is denied by default.
+* What a submitter sends names connections, signals and tables that the operator listed; it is never a DSN, a file, a
+  module, an address, nor (unless allowed) SQL.
+* ``/livez`` touches no database; no request waits for one without a deadline.
+* Every change that is asked for is audited: by whom, what, of which job, and whether it was done.
+"""
+
+from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The handlers, by topic; ``table`` lists all routes."""
