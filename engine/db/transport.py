@@ -4,12 +4,15 @@ When a connection ends in the middle of COPY IN, asyncpg still writes to it, and
 asyncio ignores such a write; uvloop raises, and the server's last words ("terminating connection due to administrator
 command": the difference between a job that pauses and one that fights an administrator) are lost in an orphaned future.
 asyncpg offers no hook for a transport, so it is handed a loop that makes tolerant ones, and is a loop in all else.
+
+An attempt to connect that is cut short after the socket was opened, by a time limit or by a cancelled task, leaves a
+protocol behind that is told of the socket's end and asyncpg that no longer listens: its word is taken from it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 
@@ -44,11 +47,11 @@ class TolerantLoop:
 
     async def create_connection(self, factory: Callable[[], Any], *args: Any, **options: Any) -> tuple[Any, Any]:
         """As the loop's own."""
-        return _tolerant(await self._loop.create_connection(lambda: _Introduction(factory()), *args, **options))
+        return await _open(self._loop.create_connection, factory, *args, **options)
 
     async def create_unix_connection(self, factory: Callable[[], Any], *args: Any, **options: Any) -> tuple[Any, Any]:
         """As the loop's own."""
-        return _tolerant(await self._loop.create_unix_connection(lambda: _Introduction(factory()), *args, **options))
+        return await _open(self._loop.create_unix_connection, factory, *args, **options)
 
     async def start_tls(self, transport: TolerantTransport, *args: Any, **options: Any) -> TolerantTransport | None:
         """As the loop's own."""
@@ -68,6 +71,20 @@ class _Introduction(asyncio.Protocol):
         self.protocol.connection_made(TolerantTransport(transport))
 
 
-def _tolerant(opened: tuple[Any, Any]) -> tuple[Any, Any]:
-    transport, introduction = opened
+async def _open(
+    create: Callable[..., Awaitable[tuple[Any, Any]]], factory: Callable[[], Any], *args: Any, **options: Any
+) -> tuple[Any, Any]:
+    made = []
+
+    def introduce() -> _Introduction:
+        made.append(factory())
+        return _Introduction(made[-1])
+
+    try:
+        transport, introduction = await create(introduce, *args, **options)
+    except BaseException:
+        for protocol in made:
+            if isinstance(answer := getattr(protocol, "on_data", None), asyncio.Future):
+                answer.cancel()
+        raise
     return TolerantTransport(transport), introduction.protocol

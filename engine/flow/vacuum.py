@@ -8,6 +8,7 @@ VACUUM in hand is cancelled, and a server that does not hear that ends it when t
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +20,7 @@ from engine.events import Emit, Warned
 from engine.model import TableName
 from engine.pace.growth import GrowthPolicy, Sight, Verdict
 from engine.pace.law import Unit
+from engine.pace.partitions import Apportioner, Partition
 from engine.pace.quantity import format_comparison, format_value
 from engine.watch.session import Session
 
@@ -35,6 +37,9 @@ LONGEST_PAUSE_S: Final = 2.0
 WAITING_LOOK_S: Final = 0.5
 """At most between two looks while the job is held, or the server does not answer; the end of a VACUUM is noticed at
 once."""
+
+ALLOWANCE_LOOK_S: Final = 0.02
+"""So often it is compared what has been written with what may be before the next look, without asking anybody."""
 
 STALE_S: Final = 10.0
 """A growth that has not been measured for so long is unknown, and closes the gate."""
@@ -89,14 +94,14 @@ class VacuumKeeper:
         self._looking = Session(database, "growth", clock=clock, deadline_s=LOOK_DEADLINE_S, data=True)
         self._policies: dict[int, GrowthPolicy] = {}
         self._names: dict[int, TableName] = {}
-        self._first_updates: dict[int, int] | None = None
-        self._first_written = 0.0
-        self._last_updates: dict[int, int] = {}
-        self._shares: dict[int, float] = {}
+        self._apportioner = Apportioner()
         self._news = asyncio.Event()
         self._looked_at: float | None = None  # None: not running yet, so nothing can be late
         self._look_took_s = 0.0
         self._look_failed = ""
+        self._written_when_looked = 0.0
+        self._allowance_rows = math.inf  # from then until the next look
+        self._told: Mapping[str, str] = {}
         self._ratio = 0.0
         self._vacuums = 0
         self._working: asyncio.Task[None] | None = None
@@ -126,22 +131,38 @@ class VacuumKeeper:
         """The gate, while it is closed, and why: ``{"table_growth": "table_growth 21% > 20%; …"}``."""
         if self._looked_at is not None and self._clock.now() - self._looked_at > STALE_S:
             return {GATE: f"{GATE} unknown: {self._look_failed or f'not measured for {STALE_S:g}s'}"}
-        return {GATE: self._held} if self._held else {}
+        if self._held:
+            return {GATE: self._held}
+        if self._rows_written() - self._written_when_looked > self._allowance_rows:
+            return {GATE: f"{GATE} may exceed {format_value(self._max_growth, Unit.RATIO)} before it is measured again"}
+        return {}
 
     async def run(self) -> None:
         """Look and act until cancelled; ends by nothing else.  A look that fails, whatever with, is tried again, and
         closes the gate when that lasts: a keeper that gave up would let the table grow.
         """
         self._looked_at = self._clock.now()  # nothing is stale before there was time to look
+        watching = asyncio.create_task(self._watch_closed(), name="growth gate")
         try:
             while True:
-                before = self.closed
                 seconds = await self._turn()
-                if self.closed != before and self._on_change is not None:
-                    self._on_change()
+                self._notice()
                 await self._pause(seconds)
         finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             await self.close()
+
+    async def _watch_closed(self) -> None:
+        """Between two looks, see the gate close because more was written than they allowed."""
+        while True:
+            await self._clock.sleep(ALLOWANCE_LOOK_S)
+            self._notice()
+
+    def _notice(self) -> None:
+        told, self._told = self._told, self.closed
+        if self._told != told and self._on_change is not None:
+            self._on_change()
 
     async def close(self) -> None:
         """End the VACUUM in hand, and both sessions.  Doing it twice does no harm."""
@@ -161,6 +182,7 @@ class VacuumKeeper:
             seen = await self._looking.use(self._look)
             verdicts = self._decide(seen, rows_written)
             self._act(seen, verdicts)
+            self._written_when_looked, self._allowance_rows = rows_written, self._allowance()
         except Exception as error:
             self._look_failed = classify(error).message
             return WAITING_LOOK_S
@@ -195,7 +217,8 @@ class VacuumKeeper:
         alone = len(seen.heaps) == 1
         for oid in self._policies.keys() - {heap.oid for heap in seen.heaps}:
             del self._policies[oid]
-        written = self._apportioned(seen.heaps, rows_written)
+        partitions = {heap.oid: Partition(heap.updates, heap.bytes, heap.rows) for heap in seen.heaps}
+        written = self._apportioner.divide(self._clock.now(), partitions, rows_written)
         verdicts = {}
         for heap in seen.heaps:
             policy = self._policies.get(heap.oid)
@@ -220,23 +243,14 @@ class VacuumKeeper:
             verdicts[heap.oid] = policy.decide()
         return verdicts
 
-    def _apportioned(self, heaps: tuple[Heap, ...], rows_written: float) -> dict[int, float]:
-        """The rows the job wrote to each heap: as the statistics have it, and what they do not know yet (they are up
-        to a second late) as it was divided lately.
-        """
-        if len(heaps) == 1:
-            return {heaps[0].oid: rows_written}
-        updates = {heap.oid: heap.updates for heap in heaps}
-        if self._first_updates is None:
-            self._first_updates, self._first_written = updates, rows_written
-        news = {oid: max(0, count - self._last_updates.get(oid, count)) for oid, count in updates.items()}
-        total = sum(news.values())
-        if total > 0:
-            self._shares = {oid: count / total for oid, count in news.items()}
-        self._last_updates = updates
-        counted = {oid: max(0, count - self._first_updates.get(oid, 0)) for oid, count in updates.items()}
-        unknown = max(0.0, rows_written - self._first_written - sum(counted.values()))
-        return {oid: count + unknown * self._shares.get(oid, 1 / len(counted)) for oid, count in counted.items()}
+    def _allowance(self) -> float:
+        """Rows until some heap could exceed its budget, if they go on being divided as lately."""
+        rows = [
+            policy.allowance_rows / share
+            for oid, policy in self._policies.items()
+            if (share := self._apportioner.shares.get(oid, 0.0)) > 0
+        ]
+        return min(rows, default=math.inf)
 
     def _new_policy(self, heap: Heap, total: int, *, alone: bool) -> GrowthPolicy:
         """Of a partition only its size now is known: it is taken to have grown as the whole table has."""

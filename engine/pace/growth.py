@@ -228,6 +228,17 @@ class GrowthPolicy:
         looks_per_s = max(self._rate() * LOOKS_PER_BUDGET, FASTEST_BYTES_PER_S * LOOKS_AT_FASTEST)
         return min(LONGEST_LOOK_S, max(SHORTEST_LOOK_S, self.budget_bytes / looks_per_s))
 
+    @property
+    def allowance_rows(self) -> float:
+        """So many rows may be written after the last look before the heap could exceed its budget: whoever looks too
+        late must not have let more pass.  Infinite where growth holds nobody.
+        """
+        cold = self._cold_share() if self._sight is not None and self._first is not None else 0.0
+        if self._sight is None or cold == 0.0 or self._is_free(self._sight):
+            return math.inf
+        left = max(0.0, self.budget_bytes - self._growth) + self.room_bytes
+        return max(left, WORTHWHILE * self.budget_bytes - self.dead_bytes) / (self._row_bytes * cold)
+
     # -- being told -------------------------------------------------------------------------------------------------
 
     def look(self, sight: Sight) -> None:
@@ -246,7 +257,7 @@ class GrowthPolicy:
         if last is not None and sight.vacuums > last.vacuums:
             self._credit(sight)
         elif self.room_bytes > 0 and sight.bytes > self._bytes_after_vacuum + DISBELIEF * self.start_bytes:
-            self._room_given = 0.0
+            self._room_given, self._given_at = 0.0, self._made
         self._remember(_Mark(self._made, sight.next_xid), sight.horizon_xid)
 
     def started(self, now: float, verdict: Verdict) -> None:
@@ -281,7 +292,7 @@ class GrowthPolicy:
 
     def _decide(self) -> Verdict:
         sight = self._sight
-        if sight is None or self.start_bytes < MINIMUM_BYTES or self._is_ending(sight):
+        if sight is None or self._is_free(sight):
             return Verdict()
         budget, growth, room = self.budget_bytes, self._growth, self.room_bytes
         whole = self._is_whole(sight)
@@ -327,6 +338,8 @@ class GrowthPolicy:
         elif not self._holds:
             grown = (sight.bytes - self._bytes_when_known) * (1.0 if self._cold_share() > 0 else 0.0)
             self._guess = max(self._guess, self._rate() * age, grown)
+        # A guess that is taken back makes no room, and nothing that died later was removed before.
+        self._given_at, self._removed = min(self._given_at, self._made), min(self._removed, self._made)
         if self._guess == 0.0:
             self._recent.append((self._active_s, known))
         while len(self._recent) > 2 and self._active_s - self._recent[1][0] >= RATE_WINDOW_S:
@@ -388,8 +401,10 @@ class GrowthPolicy:
             return FIRST_GUESS * self.budget_bytes
         return rate * max(known) * DURATION_MARGIN
 
-    def _is_ending(self, sight: Sight) -> bool:
-        """True when what is left to write fits into the room and the budget as they are."""
+    def _is_free(self, sight: Sight) -> bool:
+        """True when the heap is too small to matter, or what is left to write fits into the room and the budget."""
+        if self.start_bytes < MINIMUM_BYTES:
+            return True
         if sight.rows_left is None:
             return False
         left = sight.rows_left * self._row_bytes  # not positive: there were more rows than estimated, and may be more

@@ -293,6 +293,48 @@ def test_a_file_that_grows_shows_that_there_is_no_room() -> None:
     assert policy.room_bytes == 0
 
 
+def test_a_guess_that_is_taken_back_leaves_no_room_that_was_never_made() -> None:
+    plant = Plant(rate=50e6, all_late=True)
+    policy = plant.policy()
+    for plant.now in (0.0, 0.5, 1.0, 1.5, 2.0, 2.5):
+        policy.look(plant.sight())
+        plant.write(0.5 if plant.now < 2.0 else 0.0)  # it stops, and nobody knows yet
+    plant.vacuums, plant._reported_dead = 1, 0.0
+    plant.now = 2.7
+    policy.look(plant.sight())
+    given_by_it = policy.room_bytes
+    assert given_by_it > 0
+    for plant.now in (3.0, 4.0, 5.0, 6.0):
+        plant._reported_at = plant.now  # nor does any counter change
+        policy.look(plant.sight())
+        assert policy.room_bytes <= given_by_it
+    plant.write(1.0)  # to the end of the file
+    plant.now = 6.5
+    policy.look(plant.sight())
+    assert policy.room_bytes == 0
+
+
+def test_what_may_be_written_before_the_next_look_is_what_the_budget_leaves() -> None:
+    plant = Plant(start_bytes=GIB)
+    policy = plant.policy()
+    assert policy.allowance_rows == math.inf, "nothing has been seen yet"
+    policy.look(plant.sight())
+    plant.write(2.0)
+    plant.now = 2.0
+    policy.look(plant.sight())
+    left = BUDGET * GIB - 2.0 * plant.rate
+    assert policy.allowance_rows == pytest.approx(left / ROW_BYTES, rel=0.01)
+
+
+def test_hot_updates_and_small_tables_are_allowed_without_end() -> None:
+    for plant in (Plant(hot=1.0), Plant(start_bytes=MINIMUM_BYTES - 1, rate=1e6)):
+        policy = plant.policy()
+        for plant.now in (0.0, 2.0, 4.0):
+            plant.write(1.5)
+            policy.look(plant.sight())
+        assert policy.allowance_rows == math.inf
+
+
 def test_a_vacuum_that_fails_is_tried_again_later_and_later() -> None:
     plant = Plant(rate=50e6)
     policy = plant.policy()

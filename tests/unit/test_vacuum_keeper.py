@@ -29,6 +29,8 @@ class Scene:
         self.clock = ManualClock()
         self.events: list[Event] = []
         self.looks = 0
+        self.written = 0.0
+        self.told: list[str] = []
         self.answer: Callable[[], Awaitable[Look]] = self.good
         self.keeper = VacuumKeeper(
             Database("postgresql://nowhere.invalid/x", side=Side.TARGET, job="job"),
@@ -36,10 +38,11 @@ class Scene:
             start_bytes=HEAP.bytes,
             max_growth=0.2,
             rows_total=1e6,
-            rows_written=lambda: 0.0,
+            rows_written=lambda: self.written,
             clock=self.clock,
             emit=self.events.append,
             job="job",
+            on_change=lambda: self.told.append(self.closed),
         )
 
         async def use(_: Any) -> Look:
@@ -87,6 +90,29 @@ async def test_a_look_that_never_ends_closes_the_gate_although_nothing_failed(mo
         assert scene.closed == ""
         await scene.passes(1.0)
         assert scene.closed == "table_growth unknown: not measured for 10s"
+
+
+async def test_a_look_that_is_late_lets_no_more_pass_than_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+
+    async def grown() -> Look:
+        growth = round(scene.written * HEAP.bytes / 1e6)
+        return replace(SEEN, heaps=(replace(HEAP, bytes=HEAP.bytes + growth, updates=int(scene.written)),))
+
+    scene.answer = grown
+    async with running(scene):
+        scene.written = 50_000.0  # of a million: 5 %
+        await scene.passes(LONGEST_PAUSE_S)
+        assert scene.closed == ""
+        scene.answer = scene.hanging
+        await scene.passes(LONGEST_PAUSE_S)
+        scene.written = 190_000.0
+        await scene.passes(0.1)
+        assert scene.told == []
+        scene.written = 201_000.0
+        await scene.passes(0.1)
+        assert scene.told == [scene.closed]
+        assert scene.closed == "table_growth may exceed 20% before it is measured again"
 
 
 async def test_what_nobody_expects_is_a_failed_look_and_the_next_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
