@@ -320,10 +320,11 @@ class VacuumKeeper:
 
     def _reason(self, heap: Heap, seen: Look, *, is_blocked: bool) -> str:
         policy = self._policies[heap.oid]
+        grown, allowed = (format_value(value, Unit.RATIO) for value in (policy.ratio, self._max_growth))
         if policy.ratio > self._max_growth:
             measured = format_comparison(policy.ratio, ">", self._max_growth, Unit.RATIO)
         else:
-            measured = " nears ".join(format_value(value, Unit.RATIO) for value in (policy.ratio, self._max_growth))
+            measured = f"{grown} nears {allowed}" if grown != allowed else f"has reached {allowed}"
         where = f" ({heap.name})" if len(seen.heaps) > 1 else ""
         if not heap.may_vacuum:
             why = "no right to VACUUM"
