@@ -191,8 +191,8 @@ class Proof(Statements):
             for r in await self._rows("differences", number, limit)
         )
 
-    async def quarantined(self, job_id: int, limit: int) -> tuple[Quarantined, ...]:
-        """Rows that were set aside, oldest first, at most ``limit``."""
+    async def quarantined(self, job_id: int, limit: int, *, after: int = 0) -> tuple[Quarantined, ...]:
+        """Rows that were set aside, oldest first, at most ``limit`` of those numbered above ``after``."""
         return tuple(
             Quarantined(
                 id=r["id"],
@@ -203,7 +203,7 @@ class Proof(Statements):
                 first_at=r["first_at"],
                 last_at=r["last_at"],
             )
-            for r in await self._rows("quarantined", job_id, limit)
+            for r in await self._rows("quarantined", job_id, limit, after)
         )
 
     async def set_aside(

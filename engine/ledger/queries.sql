@@ -214,10 +214,55 @@ ON CONFLICT (id) DO UPDATE
 UPDATE backfill.worker SET seen_at = '-infinity', rows_per_s = 0, waiting = '' WHERE id = ANY ($1::uuid[]);
 
 -- name: status
-SELECT * FROM backfill.status WHERE job = $1;
+-- The revision is the newest line of the history: it changes with every change of state, orders and settings.
+SELECT s.*, (SELECT max(e.id) FROM backfill.event e WHERE e.job = s.job) AS revision
+  FROM backfill.status s WHERE s.job = $1;
 
 -- name: status_all
 SELECT * FROM backfill.status ORDER BY created_at;
+
+-- name: page
+-- $3 jobs in one of the states $2 (null: any) that are older than number $1 (null: all), the newest first.
+SELECT s.*, chosen.id AS number, (SELECT max(e.id) FROM backfill.event e WHERE e.job = s.job) AS revision
+  FROM (SELECT id, name FROM backfill.job
+         WHERE ($1::bigint IS NULL OR id < $1) AND ($2::text[] IS NULL OR state = ANY ($2))
+         ORDER BY id DESC LIMIT $3) chosen
+  JOIN backfill.status s ON s.job = chosen.name
+ ORDER BY chosen.id DESC;
+
+-- name: several
+-- These jobs as they are now.
+SELECT s.*, (SELECT max(e.id) FROM backfill.event e WHERE e.job = s.job) AS revision
+  FROM backfill.status s WHERE s.job = ANY ($1::text[]);
+
+-- name: knows
+SELECT EXISTS (SELECT FROM backfill.job WHERE name = $1);
+
+-- name: remembers
+SELECT EXISTS (SELECT FROM backfill.event WHERE job = $1);
+
+-- name: revision
+SELECT coalesce(max(id), 0) FROM backfill.event WHERE job = $1;
+
+-- name: act_as
+-- Who is said to have done what follows, in this session.
+SELECT set_config('backfill.by', $1, false);
+
+-- name: lock_named
+-- One change at a time of a job that is known by its name.
+SELECT id FROM backfill.job WHERE name = $1 FOR NO KEY UPDATE;
+
+-- name: request
+-- What a caller's own key stands for.
+SELECT r.spec_hash, j.name AS job FROM backfill.request r JOIN backfill.job j ON j.id = r.job_id
+ WHERE r.caller = $1 AND r.key = $2;
+
+-- name: note_request
+INSERT INTO backfill.request (caller, key, spec_hash, job_id) VALUES ($1, $2, $3, $4);
+
+-- name: forget_requests
+-- Nobody tries again after so many seconds.
+DELETE FROM backfill.request WHERE at < clock_timestamp() - $1 * interval '1 second';
 
 -- name: pause
 SELECT backfill.pause($1, $2);
@@ -440,7 +485,7 @@ UPDATE backfill.job SET moved_at = clock_timestamp() WHERE id = $1;
 
 -- name: quarantined
 SELECT id, key, error_class, sqlstate, attempts, first_at, last_at FROM backfill.quarantine
- WHERE job_id = $1 ORDER BY id LIMIT $2;
+ WHERE job_id = $1 AND id > $3 ORDER BY id LIMIT $2;
 
 -- name: set_aside
 -- One row into quarantine and the cursor past it, behind the fence.
@@ -496,14 +541,25 @@ UPDATE backfill.job SET state = 'paused', reason = $2 WHERE id = $1 AND state IN
 
 -- name: history
 -- The last so many of so long; null: all.
-SELECT at, who, what, detail
+SELECT id, at, who, what, detail
   FROM (SELECT * FROM backfill.event
          WHERE job = $1 AND ($2::double precision IS NULL OR at > clock_timestamp() - $2 * interval '1 second')
          ORDER BY id DESC LIMIT $3) newest
  ORDER BY id;
 
+-- name: history_after
+-- What came after a line, oldest first.  Of the jobs $1, numbers above those of $2.
+SELECT e.id, e.job, e.at, e.who, e.what, e.detail
+  FROM unnest($1::text[], $2::bigint[]) AS seen (job, id)
+ CROSS JOIN LATERAL (SELECT * FROM backfill.event e WHERE e.job = seen.job AND e.id > seen.id ORDER BY e.id LIMIT $3) e
+ ORDER BY e.id;
+
 -- name: record
-INSERT INTO backfill.event (job, what, detail) VALUES ($1, $2, $3);
+-- Behind the job's lock, as every change of a job: lines of one job become visible in the order of their numbers, and
+-- whoever reads on from the last one that he saw misses none.
+WITH locked AS MATERIALIZED (SELECT 1 FROM backfill.job WHERE name = $1 FOR NO KEY UPDATE)
+INSERT INTO backfill.event (job, what, detail)
+SELECT $1, $2, $3 FROM (SELECT count(*) FROM locked) there;
 
 -- name: record_of
 -- The same, of a job by its number.

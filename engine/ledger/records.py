@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -221,6 +223,8 @@ class JobStatus:
     quarantined: int = 0
     verified: bool | None = None  # None: no verification has come to an end
     verification: dict[str, Any] | None = None  # the one that runs, or the last one
+    number: int | None = None  # of the job in its ledger, where it was asked for
+    revision: int | None = None  # of the newest line of its history, where it was asked for
 
     def as_json(self) -> dict[str, Any]:
         """The object of ``status --json``: its names are part of the contract."""
@@ -251,6 +255,8 @@ class JobStatus:
                 "pressure": self.pressure,
                 "held_by": self.held_by,
                 "reason": self.waiting or self.pace_reason,
+                "waiting": self.waiting,
+                "because": self.pace_reason,
                 "leads": self.leads,
                 "stage": self.stage,
                 "max_rows_per_s": self.max_rows_per_s,
@@ -265,14 +271,75 @@ class JobStatus:
             },
             "signals": [self._signal(signal) for signal in self.signals],
             "waits": self.waits,
+            "bytes_done": self.bytes_done,
+            "chunks": self.chunks,
             "retries": self.retries,
             "quarantined": self.quarantined,
             "verified": self.verified,
             "verification": self._verification(),
+            "created_at": _iso(self.created_at),
             "started_at": _iso(self.started_at),
             "finished_at": _iso(self.finished_at),
             "error": error,
         }
+
+    @classmethod
+    def from_json(cls, shown: Mapping[str, Any]) -> JobStatus:
+        """The inverse of ``as_json``, as far as that tells: for whoever shows the job of another process.
+
+        Raises ``KeyError``, ``TypeError`` or ``ValueError`` for what is no such object.
+        """
+        pace, spans, error = shown["pace"], shown["spans"], shown["error"] or {}
+        age_s = pace["age_s"]
+        return cls(
+            job=shown["job"],
+            state=JobState(shown["state"]),
+            mode=Mode(shown["mode"]),
+            phase=shown["phase"],
+            source=shown["source"],
+            target=shown["target"],
+            rows_done=shown["rows_done"],
+            rows_estimated=shown["rows_estimated"],
+            progress=shown["progress"],
+            rows_per_s=shown["rows_per_s"],
+            eta_s=shown["eta_s"],
+            workers=shown["workers"],
+            spans_total=spans["total"],
+            spans_done=spans["done"],
+            spans_running=spans["running"],
+            bytes_done=shown["bytes_done"],
+            chunks=shown["chunks"],
+            limit_rows_per_s=pace["max_rows_per_s"],
+            waiting=pace["waiting"],
+            waits=dict(shown["waits"]),
+            retries=shown["retries"],
+            created_at=datetime.fromisoformat(shown["created_at"]),
+            started_at=_moment(shown["started_at"]),
+            finished_at=_moment(shown["finished_at"]),
+            error_code=error.get("code"),
+            error_message=error.get("message"),
+            error_hint=error.get("hint"),
+            resumable=bool(error.get("resumable")),
+            max_rows_per_s=pace["max_rows_per_s"],
+            limit_now_rows_per_s=pace["limit_rows_per_s"],
+            pressure=pace["pressure"],
+            stage=pace["stage"],
+            leads=pace["leads"],
+            held_by=pace["held_by"],
+            pace_reason=pace["because"],
+            chunk_target_s=pace["chunk_target_s"],
+            workers_allowed=pace["workers"],
+            signals=tuple(_as_published(signal, age_s or 0.0) for signal in shown["signals"]),
+            deadline=pace["deadline"],
+            growth=pace["growth"],
+            pacer=pace["pacer"],
+            pace_valid=pace["valid"],
+            pace_age_s=age_s,
+            orders=PaceOrders.from_json(pace["orders"]),
+            quarantined=shown["quarantined"],
+            verified=shown["verified"],
+            verification=shown["verification"],
+        )
 
     def _verification(self) -> dict[str, Any] | None:
         """What a verification found: what keys differ, and where servers stand, is not for everybody."""
@@ -290,10 +357,21 @@ class JobStatus:
 class HistoryEntry:
     """One line of a job's history."""
 
+    id: int  # grows with the history of a job; a later line may have a smaller one only in another job
     at: datetime
     who: str
     what: str
     detail: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is shown to many: without what follows the host in a URL, where a token may be."""
+        return {
+            "id": self.id,
+            "at": self.at.isoformat(),
+            "who": self.who,
+            "what": self.what,
+            "detail": discreet(self.detail),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,11 +385,14 @@ class Heartbeat:
     waits: dict[str, float]
 
 
+_URL: Final = re.compile(r"(https?://[^/?#\s\"',]+)[/?#][^\s\"',]+")
+
 _OF_VERIFICATION: Final = (
     "started_at",
     "finished_at",
     "outcome",
     "repair",
+    "delete_extra",
     "rows",
     "suspects",
     "mismatched",
@@ -321,7 +402,31 @@ _OF_VERIFICATION: Final = (
     "repaired",
     "columns",
     "not_compared",
+    "truncated",
 )
+
+
+def discreet(value: Any) -> Any:
+    """The same without what follows the host in any URL: a token may be there, and history is shown to many."""
+    match value:
+        case str():
+            return _URL.sub(r"\1/…", value)
+        case Mapping():
+            return {name: discreet(item) for name, item in value.items()}
+        case list():
+            return [discreet(item) for item in value]
+        case _:
+            return value
+
+
+def _as_published(signal: Mapping[str, Any], since_s: float) -> dict[str, Any]:
+    """A signal as old as it was when it was published: ``as_json`` adds the time since."""
+    age_s = signal.get("age_s")
+    return dict(signal) | {"age_s": None if age_s is None else age_s - since_s}
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def _iso(moment: datetime | None) -> str | None:

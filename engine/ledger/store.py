@@ -26,6 +26,7 @@ from engine.ledger.records import (
     backends_to_json,
 )
 from engine.ledger.reporting import Reporting, status_of
+from engine.ledger.requests import Request, Requests
 from engine.model import Backend, JobState, KeyValue, Mode, Phase, Span, SpanBounds
 
 _UPGRADE_LOCK: Final = 0x6261636B66696C6C  # "backfill" in ASCII: the advisory lock that serialises create and upgrade
@@ -45,7 +46,7 @@ class LedgerMissing(UnknownJob):
     code = "ledger_missing"
 
 
-class Ledger(Pacing, Proof, Reporting):
+class Ledger(Pacing, Proof, Reporting, Requests):
     """Reads and writes the ledger over one connection; safe to share between tasks, one statement at a time."""
 
     # -- schema ---------------------------------------------------------------------------------------------------
@@ -135,11 +136,13 @@ class Ledger(Pacing, Proof, Reporting):
         heap_bytes: int | None = None,
         dual_write: dict[str, Any] | None = None,
         target_mark: dict[str, Any] | None = None,
+        request: Request | None = None,
     ) -> bool:
         """Freeze a new job in one transaction.  False when another process created it meanwhile.
 
         ``heap_bytes``: size of the table's heap before the first chunk, where its growth will be measured.
         ``dual_write``: evidence of our own triggers, None without them; ``target_mark``: what the target's server is.
+        ``request``: what the job was asked for by; False, too, when another process has just met that request.
         """
         text = queries()
         try:
@@ -162,6 +165,8 @@ class Ledger(Pacing, Proof, Reporting):
                     _maybe_json(target_mark),
                 )
                 await self._create_spans(job_id, Phase.MOVE, spans)
+                if request is not None:
+                    await self._note_request(job_id, request)
                 await self.connection.fetchrow(text["forget_tombstones"], name)
                 if accepted := spec.get("accept"):
                     await self.connection.fetchrow(text["record"], name, "accepted", json.dumps({"findings": accepted}))
@@ -435,7 +440,7 @@ class Ledger(Pacing, Proof, Reporting):
     ) -> tuple[HistoryEntry, ...]:
         """What happened to a job, oldest first: in the last ``since_s`` by the database's clock, the last ``limit``."""
         return tuple(
-            HistoryEntry(row["at"], row["who"], row["what"], json.loads(row["detail"]))
+            HistoryEntry(row["id"], row["at"], row["who"], row["what"], json.loads(row["detail"]))
             for row in await self._rows("history", name, since_s, limit)
         )
 

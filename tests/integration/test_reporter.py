@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 import engine.ledger.store
-from engine.cli.grants import LEDGER_RIGHTS
 from engine.clock import ManualClock
 from engine.db import Database
 from engine.events import Event, Warned
+from engine.fleet.grants import LEDGER_RIGHTS
 from engine.fleet.reporter import EVERY_S, LEASE_S, LONGEST_PAUSE_S, TRUST, Ages, Reporter
 from engine.ledger import Ledger
 from engine.ledger.queries import migrations, queries

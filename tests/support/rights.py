@@ -18,8 +18,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import asyncpg
 import pytest
 
-from engine.cli.grants import Grantee, Part, collect, script_of
 from engine.embedded.server import SUPERUSER
+from engine.fleet.grants import Grantee, Part, collect, script_of
 from engine.flow.endpoints import endpoints_of
 from engine.spec import Dsn, Endpoint, JobSpec
 from engine.sql import ident
