@@ -25,7 +25,7 @@ CONTEXT and WHERE fields of server errors are dropped where they are caught (``e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from engine.model import Finding, JobState
@@ -62,6 +62,7 @@ class Problem:
     hint: str = ""
     line: int = 0
     column: int = 0
+    pointer: str = field(default="", repr=False)  # the same path as a JSON pointer (RFC 6901); "": the whole document
 
 
 class SpecError(BackfillError):

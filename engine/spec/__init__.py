@@ -19,12 +19,13 @@ from engine.spec.dsn import Dsn, refuse_password
 from engine.spec.fields import OnConflict
 from engine.spec.flags import spec_from_flags
 from engine.spec.identity import differences
-from engine.spec.load import load_spec, parse_spec
+from engine.spec.load import Purpose, load_spec, parse_spec
 from engine.spec.models import ChunkLimits, Endpoint, Errors, JobSpec
 from engine.spec.names import TableRef
 from engine.spec.pacing import Bloat, Pace
 from engine.spec.schema import json_schema
 from engine.spec.signals import SignalKind, SignalSpec, SignalUnit
+from engine.spec.submitted import read_submitted
 from engine.spec.template import TemplateFacts, template
 from engine.spec.windows import TimeWindow, Windows
 
@@ -37,6 +38,7 @@ __all__ = [
     "JobSpec",
     "OnConflict",
     "Pace",
+    "Purpose",
     "SignalKind",
     "SignalSpec",
     "SignalUnit",
@@ -48,6 +50,7 @@ __all__ = [
     "json_schema",
     "load_spec",
     "parse_spec",
+    "read_submitted",
     "refuse_password",
     "spec_from_flags",
     "template",

@@ -22,6 +22,7 @@ from engine.errors import Problem
 MAX_BYTES: Final = 2**20
 MAX_DEPTH: Final = 16
 MAX_VALUES: Final = 20_000
+MAX_POINTER_LENGTH: Final = 500
 
 Path = tuple[str | int, ...]
 Place = tuple[int, int]
@@ -33,7 +34,8 @@ _NUMBER: Final = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]
 _BOOLEANS: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 # YAML 1.1 folds these into a space inside of strings, JSON and YAML 1.2 keep them: neither is guessed.
 _SEPARATOR: Final = re.compile("[\x85\u2028\u2029]")
-_IMPOSSIBLE: Final = re.compile("[\0\ud800-\udfff]")
+IMPOSSIBLE: Final = re.compile("[\0\ud800-\udfff]")
+IMPOSSIBLE_TEXT: Final = ("holds a NUL or half a character", "no database takes it")
 _ECHOED_KEY: Final = re.compile(r"[^\W\d][\w .-]{0,62}\Z")
 
 
@@ -67,7 +69,7 @@ class Document:
     def report(self, path: Path, message: str, hint: str = "", *, key: bool = False) -> None:
         """Add a problem at ``path``: at its value, or at its ``key``."""
         line, column = self.place_of(path, key=key)
-        self.add(Problem(path_text(path), message, hint, line, column))
+        self.add(Problem(path_text(path), message, hint, line, column, pointer_text(path)))
 
 
 def path_text(path: Path) -> str:
@@ -78,6 +80,21 @@ def path_text(path: Path) -> str:
             text += f"[{part}]"
         else:
             text += ("." if text else "") + (part if _ECHOED_KEY.match(part) else "(key not shown)")
+    return text
+
+
+def pointer_text(path: Path) -> str:
+    """The path as a JSON pointer (RFC 6901), for whoever sent the document.  One that would be very long, or that no
+    answer could hold, ends early, at what holds the rest.
+    """
+    text = ""
+    for part in path:
+        if isinstance(part, str) and IMPOSSIBLE.search(part):
+            break
+        longer = f"{text}/{str(part).replace('~', '~0').replace('/', '~1')}"
+        if len(longer) > MAX_POINTER_LENGTH:
+            break
+        text = longer
     return text
 
 
@@ -193,7 +210,8 @@ class _Reader:
         path = (*parent.path, key)
         if key in parent.container:
             line, _ = self.document.keys[path]
-            problem = Problem(path_text(path), "is given twice", f"first given in line {line}", *self.last_place)
+            hint = f"first given in line {line}"
+            problem = Problem(path_text(path), "is given twice", hint, *self.last_place, pointer_text(path))
             self.document.add(problem)
         else:
             self.document.keys[path] = self.last_place
@@ -216,18 +234,16 @@ class _Reader:
     def _well_formed(self, text: str, path: Path) -> str:
         """JSON writes characters beyond the basic plane as two halves; a half alone, or a NUL, no server takes."""
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
-        if _IMPOSSIBLE.search(text):
-            line, column = self.last_place
+        if IMPOSSIBLE.search(text):
             self.document.add(
-                Problem(path_text(path), "holds a NUL or half a character", "no database takes it", line, column)
+                Problem(path_text(path), *IMPOSSIBLE_TEXT, *self.last_place, pointer_text(path)),
             )
-            return _IMPOSSIBLE.sub("", text)
+            return IMPOSSIBLE.sub("", text)
         return text
 
     def _refuse(self, message: str, hint: str) -> _Refused:
-        line, column = self.last_place
-        path = path_text(self._open[-1].path) if self._open else ""
-        self.document.add(Problem(path, message, hint, line, column))
+        path = self._open[-1].path if self._open else ()
+        self.document.add(Problem(path_text(path), message, hint, *self.last_place, pointer_text(path)))
         return _Refused()
 
 

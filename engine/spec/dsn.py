@@ -47,12 +47,12 @@ class Dsn:
         self.reference = reference
 
     @classmethod
-    def resolve(cls, text: str, env: Mapping[str, str]) -> Dsn:
+    def resolve(cls, text: str, env: Mapping[str, str], *, may_hold_password: bool = False) -> Dsn:
         """The connection string that ``text`` means, with each ``${VAR}`` taken from ``env``.
 
-        Raises ``Misfit`` when a variable is missing or empty, when a password stands in ``text`` itself, or when the
-        result is no connection string.  A variable's value is inserted as it is: inside a URL it must already be
-        percent-encoded.
+        Raises ``Misfit`` when a variable is missing or empty, when a password stands in ``text`` itself (unless it
+        may), or when the result is no connection string.  A variable's value is inserted as it is: inside a URL it
+        must already be percent-encoded.
         """
         missing = sorted({name for name in VARIABLE.findall(text) if not env.get(name)})
         if missing:
@@ -65,7 +65,7 @@ class Dsn:
             )
         if "${" in VARIABLE.sub("", text):
             raise Misfit("has a ${ that is not a variable", "write ${NAME} with letters, digits and _ only")
-        if holds_password(text):
+        if not may_hold_password and holds_password(text):
             raise Misfit("holds a password", OUT_OF_SIGHT)
         resolved = VARIABLE.sub(lambda match: env[match[1]], text)
         _check_form(resolved)

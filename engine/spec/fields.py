@@ -29,6 +29,7 @@ from engine.spec import units
 from engine.spec.dsn import Dsn
 from engine.spec.misfit import Misfit, nearest
 from engine.spec.names import TableRef, check_name, parse_names, quote_where_needed
+from engine.spec.signals import SignalSpec
 from engine.spec.windows import WINDOW_PATTERN, TimeWindow, find_zone
 
 
@@ -37,6 +38,7 @@ class Reading:
     """What validating plain data (a file, the flags, the ledger) knows besides the data."""
 
     env: Mapping[str, str]
+    signals: Mapping[str, SignalSpec] | None = None  # a daemon's operator's, by name; None by hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class OnConflict:
     @classmethod
     def parse(cls, text: str) -> OnConflict:
         """The policy that ``text`` names.  Raises ``Misfit``."""
-        match = re.fullmatch(r"\s*([A-Za-z_]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
+        match = re.fullmatch(r"([A-Za-z_]+)\s*(?:\((.*)\))?", text.strip(), re.DOTALL)
         if match is None or match[1] not in list(ConflictPolicy):
             known = [f"{p}(column)" if p is ConflictPolicy.NEWEST else str(p) for p in ConflictPolicy]
             raise _not_one_of(known, text)
@@ -104,6 +106,14 @@ def _read_dsn(value: object, info: ValidationInfo) -> Dsn:
     if not isinstance(info.context, Reading):
         raise Misfit("must be a Dsn", "Dsn.resolve(text, os.environ)")
     return Dsn.resolve(value, info.context.env)
+
+
+def _read_connection(value: object) -> str:
+    if not isinstance(value, str):
+        raise Misfit("must be text", "write connection: main")
+    if not _CONNECTION.match(value):
+        raise Misfit("is not a connection's name", "write the name that the daemon's operator gave it: main")
+    return value
 
 
 def _read_table(value: object) -> TableRef:
@@ -187,6 +197,9 @@ _MOMENT_PATTERN: Final = (
 )
 _MOMENT_HINT: Final = 'write "2026-12-01T06:00:00+05:30" or "2026-12-01 06:00 Asia/Kolkata"'
 
+CONNECTION_PATTERN: Final = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
+_CONNECTION: Final = re.compile(CONNECTION_PATTERN.rstrip("$") + r"\Z")
+
 Seconds = Annotated[
     float, _with_unit(units.parse_duration), WithJsonSchema({"type": "string", "pattern": units.DURATION_PATTERN})
 ]
@@ -202,6 +215,9 @@ Sql = Annotated[str, Field(min_length=1, pattern=r"\S")]
 # Serializers, so that pydantic's own JSON of a spec (in a log, say) is as silent about secrets as `for_ledger` is.
 DsnField = Annotated[
     Dsn, PlainValidator(_read_dsn), PlainSerializer(repr), WithJsonSchema({"type": "string", "minLength": 1})
+]
+ConnectionField = Annotated[
+    str, PlainValidator(_read_connection), WithJsonSchema({"type": "string", "pattern": CONNECTION_PATTERN})
 ]
 TableField = Annotated[
     TableRef, PlainValidator(_read_table), PlainSerializer(str), WithJsonSchema({"type": "string", "minLength": 1})

@@ -80,7 +80,7 @@ def _nested_models(model: type[SpecModel]) -> Iterator[tuple[str, _Nested | None
     for name, info in model.model_fields.items():
         kinds = [info.annotation, *get_args(info.annotation)]
         nested = next((_Nested(kind) for kind in kinds if _is_model(kind)), None)
-        if (model, name) == (Pace, "signals"):
+        if (model, name) == (Pace, "listed"):
             nested = _Nested(None)
         yield str(info.validation_alias or name), nested
 

@@ -3,12 +3,16 @@
 A file is checked in three steps whose problems add up: its text (``document``), its keys (known, available, together
 allowed), its values (the models).  A later step skips what an earlier one complained about, so that one mistake is one
 problem.
+
+Who will read a spec decides how it may name a database: a command of this terminal takes connection strings, a daemon
+takes the names that its operator has configured (``Purpose``).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from enum import Enum, auto
 from pathlib import Path as FilePath
 from typing import Any, Final
 
@@ -17,20 +21,29 @@ from pydantic_core import ErrorDetails
 
 from engine.errors import Problem, SpecError, UsageError
 from engine.spec.document import MAX_BYTES, Document, Path, read_document
-from engine.spec.dsn import VARIABLE, Dsn
+from engine.spec.dsn import Dsn
 from engine.spec.fields import Reading
 from engine.spec.keys import EMPTY_HINT, checked_keys
 from engine.spec.misfit import Misfit
 from engine.spec.models import JobSpec
+from engine.spec.references import names_of_operators, with_references, without_references, without_variables
 from engine.spec.rules import contradictions
-from engine.spec.signals import NAMED
+from engine.spec.signals import NAMED, SignalSpec
 
-_DSN_PATHS: Final = (("source", "dsn"), ("target", "dsn"))
 _LEDGER: Final = "the ledger"
 
 
-def load_spec(path: str | os.PathLike[str], env: Mapping[str, str]) -> JobSpec:
-    """The spec in a YAML or JSON file; ``${VAR}`` in a ``dsn`` is taken from ``env``.
+class Purpose(Enum):
+    """Who reads the spec, and so what its names mean."""
+
+    HAND = auto()  # a command of this terminal: connection strings, ${VAR}; no names of an operator's
+    DAEMON = auto()  # a daemon: names of its operator's; no connection strings, no ${VAR}
+    EITHER = auto()  # only to be checked: a daemon's if it holds any name of an operator's
+    LEDGER = auto()  # what the ledger keeps: nothing is resolved or completed
+
+
+def load_spec(path: str | os.PathLike[str], env: Mapping[str, str], *, purpose: Purpose = Purpose.HAND) -> JobSpec:
+    """The spec in a YAML or JSON file; by hand, ``${VAR}`` in a ``dsn`` is taken from ``env``.
 
     Raises ``SpecError`` with every problem, and ``UsageError`` when the file cannot be read at all.
     """
@@ -42,10 +55,12 @@ def load_spec(path: str | os.PathLike[str], env: Mapping[str, str]) -> JobSpec:
             f"cannot read the spec {os.fspath(path)}: {error.strerror}",
             hint="check the path; backfill init writes a first spec",
         ) from error
-    return parse_spec(content, env, file=os.fspath(path))
+    return parse_spec(content, env, file=os.fspath(path), purpose=purpose)
 
 
-def parse_spec(content: bytes | str, env: Mapping[str, str], *, file: str = "") -> JobSpec:
+def parse_spec(
+    content: bytes | str, env: Mapping[str, str], *, file: str = "", purpose: Purpose = Purpose.HAND
+) -> JobSpec:
     """The spec in the content of a YAML or JSON file (UTF-8).  Raises ``SpecError`` with every problem."""
     raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
     if len(raw) > MAX_BYTES:
@@ -58,13 +73,15 @@ def parse_spec(content: bytes | str, env: Mapping[str, str], *, file: str = "") 
         line = raw.count(b"\n", 0, error.start) + 1
         raise SpecError([Problem("", "is not UTF-8 text", "save the file as UTF-8", line, 1)], file=file) from None
     document = read_document(text)
-    spec = build(document, env)
+    spec = build(document, env, purpose=purpose)
     if spec is None:
         raise SpecError(sorted(document.problems, key=lambda problem: (problem.line, problem.column)), file=file)
     return spec
 
 
-def spec_from_ledger(data: Mapping[str, Any], *, source_dsn: Dsn | None, target_dsn: Dsn | None) -> JobSpec:
+def spec_from_ledger(
+    data: Mapping[str, Any], *, source_dsn: Dsn | None, target_dsn: Dsn | None, signals: Mapping[str, SignalSpec] | None
+) -> JobSpec:
     """See ``JobSpec.from_ledger``."""
     if not isinstance(data, Mapping):
         raise SpecError([Problem("", "is not a mapping of keys to values")], file=_LEDGER)
@@ -76,17 +93,23 @@ def spec_from_ledger(data: Mapping[str, Any], *, source_dsn: Dsn | None, target_
                 {"dsn": dsn} if dsn else {}
             )
     document = Document(data=plain)
-    spec = build(document, {}, by_hand=False)
+    spec = build(document, {}, purpose=Purpose.LEDGER, signals=signals)
     if spec is None:
         raise SpecError(document.problems, file=_LEDGER)
     return spec
 
 
-def build(document: Document, env: Mapping[str, str], *, by_hand: bool = True) -> JobSpec | None:
+def build(
+    document: Document,
+    env: Mapping[str, str],
+    *,
+    purpose: Purpose = Purpose.HAND,
+    signals: Mapping[str, SignalSpec] | None = None,
+) -> JobSpec | None:
     """The spec that ``document`` holds, or None after adding what is wrong to its problems.
 
-    ``by_hand`` is for what a person wrote: a missing connection string is completed (the source's from ``env``, the
-    target's from the source's), and a ``${VAR}`` where it does not work is a problem.
+    What a person wrote is completed: by hand a connection string that is missing (the source's from ``env``, the
+    target's from the source's), for a daemon the target's connection.  ``signals``: the operator's, where known.
     """
     if not isinstance(document.data, Mapping):
         if not document.problems:
@@ -97,30 +120,23 @@ def build(document: Document, env: Mapping[str, str], *, by_hand: bool = True) -
             )
         return None
     data = checked_keys(document, document.data, JobSpec, ())
-    if by_hand:
-        data = _with_connections(document, _without_variables(document, data, ()), env)
+    if purpose is Purpose.EITHER:
+        purpose = Purpose.DAEMON if names_of_operators(data) else Purpose.HAND
+    if purpose is Purpose.HAND:
+        data = without_references(document, without_variables(document, data))
+        data = _with_connections(document, data, env)
+    elif purpose is Purpose.DAEMON:
+        data = with_references(document, without_variables(document, data, works_in=()))
     for rule in contradictions(document.data.keys()):
         document.report((rule.path,), rule.message, rule.hint, key=True)
     _check_chunk(document, document.data.get("chunk"))
     _check_signals(document, document.data.get("pace"))
     spec: JobSpec | None = None
     try:
-        spec = JobSpec.model_validate(data, context=Reading(env))
+        spec = JobSpec.model_validate(data, context=Reading(env, signals))
     except ValidationError as error:
         _report_values(document, error)
     return None if document.problems else spec
-
-
-def _without_variables(document: Document, value: Any, path: Path) -> Any:
-    """``value`` with None for each text that holds a ``${VAR}`` where nothing would replace it."""
-    if isinstance(value, Mapping):
-        return {key: _without_variables(document, item, (*path, key)) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_variables(document, item, (*path, number)) for number, item in enumerate(value)]
-    if isinstance(value, str) and VARIABLE.search(value) and path not in _DSN_PATHS:
-        document.report(path, "holds a ${VAR}, which works only in `dsn`", "write the value out; in SQL: '$' || '{…}'")
-        return None
-    return value
 
 
 def _with_connections(document: Document, data: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
@@ -149,17 +165,25 @@ def _check_signals(document: Document, pace: Any) -> None:
     signals = pace.get("signals") if isinstance(pace, Mapping) else None
     seen: set[str] = set()
     for number, entry in enumerate(signals if isinstance(signals, list) else ()):
-        if not isinstance(entry, Mapping) or len(entry) != 1:
-            continue
-        (kind, body), path = next(iter(entry.items())), ("pace", "signals", number)
-        name = kind
-        if kind in list(NAMED):
-            name = body.get("name") if isinstance(body, Mapping) else None
-        if isinstance(name, str) and name in seen:
-            named = (*path, kind, "name") if kind in list(NAMED) else (*path, kind)
-            document.report(named, "is given twice", "each signal comes once, and has a name of its own", key=True)
-        elif isinstance(name, str):
+        name, path = _name_of(entry)
+        if name in seen:
+            place, hint = ("pace", "signals", number, *path), "each signal comes once, and has a name of its own"
+            document.report(place, "is given twice", hint, key=bool(path))
+        elif name is not None:
             seen.add(name)
+
+
+def _name_of(entry: Any) -> tuple[str | None, Path]:
+    """The name of a signal in a list, if it has one, and where in the entry it stands."""
+    if isinstance(entry, str):
+        return entry, ()
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        return None, ()
+    kind, body = next(iter(entry.items()))
+    if kind not in list(NAMED):
+        return kind, (kind,)
+    name = body.get("name") if isinstance(body, Mapping) else None
+    return (name if isinstance(name, str) else None), (kind, "name")
 
 
 def _with_dsn(endpoint: dict[str, Any], dsn: Any) -> dict[str, Any]:
@@ -182,10 +206,10 @@ def _report_values(document: Document, error: ValidationError) -> None:
         is_key = detail["loc"][-1:] == ("[key]",)
         path = detail["loc"][:-1] if is_key else detail["loc"]
         if not document.has_problem(path):
-            document.report(path, *_worded(detail), key=is_key or detail["type"] == "missing")
+            document.report(path, *worded(detail), key=is_key or detail["type"] == "missing")
 
 
-def _worded(detail: ErrorDetails) -> tuple[str, str]:
+def worded(detail: ErrorDetails) -> tuple[str, str]:
     """What is wrong and what to do, in the words of this project and without the value."""
     context = detail.get("ctx", {})
     cause = context.get("error")

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, model_validator
 
 from engine.model import Deletes, Order, Verify
 from engine.spec import units
@@ -23,6 +23,7 @@ from engine.spec.fields import (
     AcceptedCode,
     Bytes,
     ColumnExpressions,
+    ConnectionField,
     DsnField,
     Name,
     Names,
@@ -41,6 +42,7 @@ from engine.spec.fields import (
 from engine.spec.misfit import Misfit
 from engine.spec.pacing import WAL_RATE_RANGE, Bloat, Pace
 from engine.spec.rules import contradictions
+from engine.spec.signals import SignalSpec
 
 __all__ = [
     "MAX_WORKERS",
@@ -70,6 +72,8 @@ _HASH_DIGITS: Final = 8
 class Endpoint(SpecModel):
     """One table and the database that holds it."""
 
+    connection: ConnectionField | None = Field(default=None, examples=["main"])
+    """For a daemon, in place of `dsn`: what its operator calls the database. Left out for the target: the source's."""
     dsn: DsnField | None = Field(default=None, examples=["${SOURCE_DSN}"])
     """Connection string: a postgresql:// URL or key=value pairs. `${VAR}` is taken from the environment; a password
     written here is refused. Left out: for the source, BACKFILL_DSN, else libpq's PG* variables; for the target, the
@@ -175,6 +179,8 @@ class JobSpec(SpecModel):
     verify: Annotated[Verify, choice(Verify)] = Verify.NONE
     """Whether the job compares source and target at its end, and is done only then."""
 
+    _operator_signals: Mapping[str, SignalSpec] | None = PrivateAttr(default=None)
+
     @model_validator(mode="after")
     def _complete(self, info: ValidationInfo) -> Self:
         """Refuse contradictions, and give a job without a name its own."""
@@ -185,10 +191,26 @@ class JobSpec(SpecModel):
             object.__setattr__(self, "name", self._default_name())
         return self
 
+    def model_post_init(self, context: Any) -> None:
+        """Remember what this host's operator has configured: the settings of a job may name it later."""
+        if isinstance(context, Reading):
+            self._operator_signals = context.signals
+
     @property
     def in_place(self) -> bool:
         """True when the job fills columns of its source table."""
         return self.target is None
+
+    @property
+    def needs_daemon(self) -> bool:
+        """True when it names what only the operator of a daemon has configured: a connection, or a signal."""
+        operators = any(signal.of_operator for signal in self.pace.signals)
+        return self.source.connection is not None or operators or bool(self.pace.unknown_signals)
+
+    @property
+    def operator_signals(self) -> Mapping[str, SignalSpec] | None:
+        """Every signal that this host's operator has configured, by name, listed here or not; None by hand."""
+        return self._operator_signals
 
     def meaning(self) -> dict[str, Any]:
         """What makes it this job and no other, as far as the spec knows it: JSON-able, without connection strings.
@@ -230,7 +252,9 @@ class JobSpec(SpecModel):
         }
 
     def for_ledger(self) -> dict[str, Any]:
-        """The whole spec in the form of the file, without secrets: ``dsn`` is ``{"reference": "${VAR}"}`` or absent."""
+        """The whole spec in the form of the file, without secrets: ``dsn`` is ``{"reference": "${VAR}"}`` or absent,
+        connections and signals of an operator are their names.
+        """
         unused = {key for key in ("set", "columns", "key") if not self.meaning()[key]}
         meaning = {key: value for key, value in self.meaning().items() if key not in unused}
         return _without_none(
@@ -242,16 +266,22 @@ class JobSpec(SpecModel):
 
     @classmethod
     def from_ledger(
-        cls, data: Mapping[str, Any], *, source_dsn: Dsn | None = None, target_dsn: Dsn | None = None
+        cls,
+        data: Mapping[str, Any],
+        *,
+        source_dsn: Dsn | None = None,
+        target_dsn: Dsn | None = None,
+        signals: Mapping[str, SignalSpec] | None = None,
     ) -> JobSpec:
-        """The spec that ``for_ledger`` wrote, with the connection strings of this host.
+        """The spec that ``for_ledger`` wrote, with the connection strings and the operator's signals of this host.
 
-        References in ``data`` are not resolved: whether to trust them is the caller's decision.  Raises ``SpecError``
-        with every problem when ``data`` is no spec.
+        References in ``data`` are not resolved: whether to trust them is the caller's decision.  A name that is not
+        among ``signals`` stays one (``pace.unknown_signals``).  Raises ``SpecError`` with every problem when ``data``
+        is no spec.
         """
         from engine.spec.load import spec_from_ledger  # validation needs the models
 
-        return spec_from_ledger(data, source_dsn=source_dsn, target_dsn=target_dsn)
+        return spec_from_ledger(data, source_dsn=source_dsn, target_dsn=target_dsn, signals=signals)
 
     def _default_name(self) -> str:
         tables = self.source.table.name + (f"-to-{self.target.table.name}" if self.target else "")
@@ -263,8 +293,11 @@ class JobSpec(SpecModel):
 
 
 def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
+    table = {"table": str(endpoint.table)}
+    if endpoint.connection is not None:
+        return {"connection": endpoint.connection} | table
     reference = endpoint.dsn.reference if endpoint.dsn else None
-    return _without_none({"dsn": {"reference": reference} if reference else None, "table": str(endpoint.table)})
+    return ({"dsn": {"reference": reference}} if reference else {}) | table
 
 
 def _without_none(data: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from engine.spec import units
 from engine.spec.base import SpecModel
 from engine.spec.fields import Bytes, Moment, Reading, Share, WindowField, distinct, within
 from engine.spec.misfit import Misfit
-from engine.spec.signals import SignalSpec, effective, repeated
+from engine.spec.signals import Listed, OperatorSignal, SignalSpec, effective, repeated
 from engine.spec.windows import Windows
 
 MAX_RATE_PER_S: Final = 1e12
@@ -18,8 +18,8 @@ WAL_RATE_RANGE: Final = (2**16, 2**40)
 GROWTH_RANGE: Final = (0.01, 10.0)
 
 
-def _read_signals(value: object, info: ValidationInfo) -> tuple[SignalSpec, ...]:
-    if isinstance(value, tuple) and all(isinstance(signal, SignalSpec) for signal in value):
+def _read_signals(value: object, info: ValidationInfo) -> tuple[Listed, ...]:
+    if isinstance(value, tuple) and all(isinstance(signal, Listed) for signal in value):
         return value
     from engine.spec.signal_forms import read_signals  # fifteen models, for which most specs have no use
 
@@ -45,20 +45,37 @@ class Pace(SpecModel):
         default=None, examples=["2026-12-01T06:00:00+05:30", "2026-12-01 06:00 Asia/Kolkata"]
     )
     """When the job should be done. It goes no faster for it: it says early when the allowed pace is too slow."""
-    signals: Annotated[
-        tuple[SignalSpec, ...],
+    listed: Annotated[
+        tuple[Listed, ...],
         PlainValidator(_read_signals),
         PlainSerializer(lambda signals: [signal.as_file() for signal in signals]),
-    ] = Field(default=(), examples=[[{"commit_latency": {"target": "20ms"}}, {"lock_waits": "off"}]])
+    ] = Field(
+        default=(),
+        validation_alias="signals",
+        examples=[[{"commit_latency": {"target": "20ms"}}, {"lock_waits": "off"}], ["api_p99"]],
+    )
     """What holds the job back when others need the database. read_latency, commit_latency and lock_waits are on
-    without being listed; `off` turns one of them off, or, in place of the list, all."""
+    without being listed; `off` turns one of them off, or, in place of the list, all. A plain name is a signal that the
+    operator of a daemon has configured."""
 
     @model_validator(mode="after")
     def _each_signal_once(self, info: ValidationInfo) -> Self:
-        name = repeated(self.signals)
+        name = repeated(self.listed)
         if name is not None and not isinstance(info.context, Reading):
             raise Misfit(f"signal {name} is given twice", "remove one")
         return self
+
+    @property
+    def signals(self) -> tuple[SignalSpec, ...]:
+        """What was listed, as far as it is known what it is."""
+        return tuple(signal for signal in self.listed if isinstance(signal, SignalSpec))
+
+    @property
+    def unknown_signals(self) -> tuple[str, ...]:
+        """Names of an operator's signals of which nobody here has said what they are: whoever moves rows must not go
+        on without them.
+        """
+        return tuple(signal.name for signal in self.listed if isinstance(signal, OperatorSignal))
 
     def effective_signals(self) -> tuple[SignalSpec, ...]:
         """Every signal that is on, the defaults included."""
@@ -76,7 +93,7 @@ class Pace(SpecModel):
             "max_wal_bytes_per_s": _size_text(self.max_wal_bytes_per_s),
             "windows": [str(window) for window in self.windows] or None,
             "finish_by": self.finish_by.isoformat() if self.finish_by else None,
-            "signals": [signal.as_file() for signal in self.signals] or None,
+            "signals": [signal.as_file() for signal in self.listed] or None,
         }
         return {key: value for key, value in given.items() if value is not None}
 

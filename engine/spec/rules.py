@@ -66,8 +66,6 @@ def _if_text(text: str) -> Callable[[object], bool]:
 
 NOT_AVAILABLE: Final[Mapping[tuple[str, ...], tuple[Callable[[object], bool], str]]] = {
     ("transform",): (_always, "write SQL expressions under `set` or `columns`"),
-    ("source", "connection"): (_always, "name the database by `dsn`"),
-    ("target", "connection"): (_always, "name the database by `dsn`"),
     ("order",): (_if_text("physical"), "leave it at key"),
 }
 """Path of each key of the contract whose feature is still to come: for which values, and what to do meanwhile."""

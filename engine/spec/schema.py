@@ -12,14 +12,14 @@ from pydantic import TypeAdapter
 
 from engine.spec.models import ChunkLimits, JobSpec
 from engine.spec.names import MAX_NAME_BYTES
-from engine.spec.signals import DEFAULT_LIMITS, NAMED, NEEDS_NUMBER, SignalKind
+from engine.spec.signals import DEFAULT_LIMITS, NAME_PATTERN, NAMED, NEEDS_NUMBER, SignalKind
 from engine.spec.units import format_duration, format_size
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
-def json_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of what a spec file may hold."""
+def json_schema(*, for_daemon: bool = False) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of what a spec file may hold; ``for_daemon``: of what may be submitted."""
     schema = _tidied(_with_signals(JobSpec.model_json_schema(by_alias=True, mode="validation")))
     properties = schema["properties"]
     chunk = schema["$defs"]["ChunkLimits"]["properties"]
@@ -31,6 +31,12 @@ def json_schema() -> dict[str, Any]:
     for key in ("chunk", "pace", "bloat", "errors"):
         del properties[key]["default"]  # each key below has its own
     _signals(schema["$defs"])
+    endpoint = schema["$defs"]["Endpoint"]
+    if for_daemon:
+        del endpoint["properties"]["dsn"]
+        properties["source"] = {"required": ["connection"]} | properties["source"]
+    else:
+        endpoint["not"] = {"required": ["connection", "dsn"]}
     properties["order"] = properties["order"] | {"enum": ["key"]}
     for key in ("set", "columns"):
         properties[key] |= {"minProperties": 1, "propertyNames": {"minLength": 1, "maxLength": MAX_NAME_BYTES}}
@@ -45,11 +51,20 @@ _RULES: Final = {
 """What ``engine.spec.rules.contradictions`` refuses, as a schema says it."""
 
 
+_OPERATORS_SIGNAL: Final = {
+    "type": "string",
+    "pattern": NAME_PATTERN,
+    "not": {"enum": [kind.value for kind in SignalKind]},
+}
+
+
 def _with_signals(schema: dict[str, Any]) -> dict[str, Any]:
     """``schema`` with the forms of ``pace.signals``, whose models the models of a job do not know."""
     from engine.spec.signal_forms import SignalEntry  # fifteen models that only this command needs at once
 
     signals = TypeAdapter(list[SignalEntry] | Literal["off"]).json_schema(ref_template="#/$defs/{model}")
+    listed = next(option for option in signals["anyOf"] if option.get("type") == "array")
+    listed["items"] = {"anyOf": [listed["items"], _OPERATORS_SIGNAL]}
     schema["$defs"] |= signals.pop("$defs")
     schema["$defs"]["Pace"]["properties"]["signals"] |= signals
     return schema

@@ -39,7 +39,16 @@ from engine.spec.signal_values import (
     UnitField,
     Url,
 )
-from engine.spec.signals import ALL_OFF, NAMED, SignalKind, SignalSpec, SignalUnit
+from engine.spec.signals import (
+    ALL_OFF,
+    NAMED,
+    Listed,
+    OperatorSignal,
+    SignalKind,
+    SignalSpec,
+    SignalUnit,
+    check_signal_name,
+)
 
 OFF: Final = "off"
 
@@ -248,10 +257,24 @@ class SignalEntry(SpecModel):
         return read
 
 
-_ENTRIES: Final = TypeAdapter(list[SignalEntry | None])
+def _read_entry(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Listed | None:
+    """A mapping as the signal that it describes, a plain name as what the operator calls so."""
+    if not isinstance(value, str):
+        entry = handler(value)
+        return entry.signal if isinstance(entry, SignalEntry) else None
+    if value in list(SignalKind):
+        raise Misfit("must be a mapping", f"write - {value}: {{}} for its defaults")
+    name = check_signal_name(value)
+    known = info.context.signals if isinstance(info.context, Reading) else None
+    return (known or {}).get(name, OperatorSignal(name))
 
 
-def read_signals(value: object, context: object) -> tuple[SignalSpec, ...]:
+_ENTRIES: Final[TypeAdapter[list[Listed | None]]] = TypeAdapter(
+    list[Annotated[SignalEntry | None, WrapValidator(_read_entry)]]  # type: ignore[arg-type]  # what the wrap makes of it
+)
+
+
+def read_signals(value: object, context: object) -> tuple[Listed, ...]:
     """The signals that a file lists, or ``off``.  Raises ``Misfit`` and pydantic's ``ValidationError``.
 
     An entry that is None in plain data was reported before.
@@ -260,4 +283,4 @@ def read_signals(value: object, context: object) -> tuple[SignalSpec, ...]:
         return ALL_OFF
     if not isinstance(value, list) or (None in value and not isinstance(context, Reading)):
         raise Misfit("must be a list of signals, or off", "begin each with a dash: - commit_latency: {target: 20ms}")
-    return tuple(entry.signal for entry in _ENTRIES.validate_python(value, context=context) if entry is not None)
+    return tuple(entry for entry in _ENTRIES.validate_python(value, context=context) if entry is not None)

@@ -1,7 +1,9 @@
 """The signals of a spec: what a job listens to, and what of it holds it back.
 
 In a file they are a list, each entry a mapping of one kind: ``- replication_lag: {target: 5s, max: 30s}``.  What comes
-out is one shape for all kinds, ``SignalSpec``, with numbers in seconds, bytes, bytes per second, ratios or counts.
+out is one shape for all kinds, ``SignalSpec``, with numbers in seconds, bytes, bytes per second, ratios or counts.  A
+plain name in the list means a signal that the operator of a daemon has written into its configuration: an
+``OperatorSignal`` until somebody says what it is.
 Rooms above read these values; how a signal is measured, and how it steers, is not known here.
 """
 
@@ -99,6 +101,11 @@ def kind_of(name: str) -> SignalKind | None:
     return SignalKind(name) if name in list(SignalKind) and name not in NAMED else None
 
 
+def is_signal_name(name: str) -> bool:
+    """True when a signal of the user may have that name."""
+    return _NAME.match(name) is not None and name not in list(SignalKind)
+
+
 def check_signal_name(name: str) -> str:
     """``name`` itself when a signal of the user may have it.  Raises ``Misfit``."""
     if not _NAME.match(name):
@@ -128,6 +135,7 @@ class SignalSpec:
     side: Side = Side.SOURCE  # sql: the database that is asked
     given_unit: SignalUnit | None = None  # sql and prometheus: what their numbers are, for people
     off: bool = False
+    of_operator: bool = False  # written in a daemon's configuration; a spec, and the ledger, hold its name alone
 
     def __post_init__(self) -> None:
         """Fill in the defaults of the kind, and refuse what cannot be.  Raises ``Misfit``."""
@@ -153,8 +161,10 @@ class SignalSpec:
             return self.given_unit
         return SignalUnit.BYTES if self.in_bytes else _UNITS.get(self.kind, SignalUnit.COUNT)
 
-    def as_file(self) -> dict[str, Any]:
+    def as_file(self) -> dict[str, Any] | str:
         """The entry of the file that means this signal."""
+        if self.of_operator:
+            return self.name
         if self.off:
             return {self.kind.value: "off"}
         named = self.kind in NAMED
@@ -189,6 +199,21 @@ class SignalSpec:
                 return value
 
 
+@dataclass(frozen=True, slots=True)
+class OperatorSignal:
+    """A signal that a spec refers to by its name, and that nobody here has said more of."""
+
+    name: str
+
+    def as_file(self) -> str:
+        """The entry of the file that means this signal."""
+        return self.name
+
+
+Listed = SignalSpec | OperatorSignal
+"""An entry of a spec's list."""
+
+
 DEFAULT_SIGNALS: Final = (
     SignalSpec(kind=SignalKind.READ_LATENCY),
     SignalSpec(kind=SignalKind.COMMIT_LATENCY),
@@ -210,7 +235,7 @@ def effective(given: Iterable[SignalSpec]) -> tuple[SignalSpec, ...]:
     return tuple(signal for signal in merged if not signal.off)
 
 
-def repeated(given: Iterable[SignalSpec]) -> str | None:
+def repeated(given: Iterable[Listed]) -> str | None:
     """The first name that two of the signals share, or None."""
     seen: set[str] = set()
     for signal in given:

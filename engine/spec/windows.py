@@ -8,6 +8,7 @@ midnight belongs to the day on which it begins.  Moments are datetimes that know
 
 from __future__ import annotations
 
+import functools
 import re
 import zoneinfo
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,12 @@ _OF_THIS_HOST: Final = frozenset({"localtime", "posixrules", "Factory"})  # anot
 _SECOND: Final = timedelta(seconds=1)
 
 
+@functools.cache
+def _known_zones() -> dict[str, str]:
+    """Lower-case name to name.  Listing them reads hundreds of files."""
+    return {zone.lower(): zone for zone in zoneinfo.available_timezones()}
+
+
 def find_zone(name: str) -> zoneinfo.ZoneInfo:
     """The zone of that name in the time zone database.  Raises ``Misfit``."""
     try:
@@ -43,7 +50,7 @@ def find_zone(name: str) -> zoneinfo.ZoneInfo:
             raise KeyError(name)
         return zoneinfo.ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # a folder of the database is an OSError
-        known = {zone.lower(): zone for zone in zoneinfo.available_timezones()}
+        known = _known_zones()
         guess = nearest(name, known)
         hint = f"did you mean {known[guess]}?" if guess else _ZONE_HINT
         raise Misfit("names a time zone that does not exist", hint) from None

@@ -241,11 +241,6 @@ def test_a_key_whose_feature_is_still_to_come_says_so_and_is_never_ignored(text,
     assert "is not available yet" in words
 
 
-def test_a_configured_connection_is_not_available_yet():
-    text = "source: {connection: main, table: orders}\nset: {a: b}\n"
-    assert only_problem(text)[2] == "source.connection"
-
-
 @pytest.mark.parametrize("value", [0, 1, 1_000_000])
 def test_so_many_rows_may_be_set_aside(value):
     spec = parse_spec(IN_PLACE + f"errors: {{max_quarantined: {value}}}", ENV)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import SpecError
-from engine.spec import TableRef, TemplateFacts, json_schema, parse_spec, template
+from engine.spec import Purpose, TableRef, TemplateFacts, json_schema, parse_spec, template
 from engine.spec.rules import NOT_AVAILABLE
 from engine.spec.signals import DEFAULT_SIGNALS
 from engine.spec.template import PLACEHOLDER
@@ -52,6 +52,11 @@ VALID = [
             "signals: [{http: {name: a, url: 'https://p/x?y=z', every: 1m, on_failure: hold}}, {http: {name: b, url: 'http://p'}}]",
         )
     ),
+]
+FOR_A_DAEMON = [
+    "{source: {connection: main, table: t}, set: {a: b}}",
+    "{source: {connection: a.b-c_1, table: t}, target: {connection: other, table: u}}",
+    "{source: {connection: main, table: t}, target: {table: u}, pace: {signals: [api_p99, {lock_waits: {}}, queue]}}",
 ]
 INVALID = [
     "{}",
@@ -134,6 +139,36 @@ def test_the_schema_itself_is_valid():
 def test_what_the_loader_takes_the_schema_takes(text):
     parse_spec(text, ENV)
     VALIDATOR.validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("text", FOR_A_DAEMON)
+def test_what_the_loader_takes_for_a_daemon_the_schema_takes(text):
+    parse_spec(text, {}, purpose=Purpose.DAEMON)
+    VALIDATOR.validate(yaml.safe_load(text))
+    jsonschema.Draft202012Validator(json_schema(for_daemon=True)).validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("text", VALID)
+def test_the_schema_for_a_daemon_wants_a_connection_and_no_connection_string(text):
+    assert not jsonschema.Draft202012Validator(json_schema(for_daemon=True)).is_valid(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{source: {connection: Main, table: t}, set: {a: b}}",
+        "{source: {connection: '', table: t}, set: {a: b}}",
+        "{source: {connection: 1, table: t}, set: {a: b}}",
+        "{source: {connection: main, dsn: host=a, table: t}, set: {a: b}}",
+        "{source: {connection: main, table: t}, set: {a: b}, pace: {signals: [Api]}}",
+        "{source: {connection: main, table: t}, set: {a: b}, pace: {signals: [lock_waits]}}",
+        "{source: {connection: main, table: t}, set: {a: b}, pace: {signals: [prometheus]}}",
+    ],
+)
+def test_what_the_schema_refuses_for_a_daemon_the_loader_refuses(text):
+    assert not VALIDATOR.is_valid(yaml.safe_load(text))
+    with pytest.raises(SpecError):
+        parse_spec(text, {}, purpose=Purpose.DAEMON)
 
 
 @pytest.mark.parametrize("text", INVALID)
