@@ -1,50 +1,62 @@
-"""A worker process for a whole ledger: works its jobs one after another, whoever created them.
+"""The jobs of a ledger, worked in this process by whoever created them: so many at once, the oldest first.
 
-What a job's row says is believed only as far as this host allows.  The ledger's own database is the target, so the
-target's connection is always the one we were given.  The source of a job between two databases is reached by the
-connection string that the operator of this host gave, or by a reference (``${SOURCE_DSN}``) to a variable that the
-operator allowed to be looked up; a signal's URL is asked only if the operator allowed it.  Any other job is left to
-other hosts, and said so once.
+::
+
+    look ──▶ a job that can be worked here, and room ──▶ a task with a supervisor ──▶ done, failed, paused, drained
+      ▲                                                                                        │
+      └──────────── a notification, a task's end, or POLL_S ◀──────────────────────────────────┘
+
+A job that is paused gives its place away, and gets one again when it is resumed.  A job that cannot be worked here is
+left to other hosts, said so once, and tried again later.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+
+from aiolimiter import AsyncLimiter
 
 from engine.clock import Clock, SystemClock
 from engine.db import Action, Connection, Database, classify
-from engine.errors import BackfillError, CannotConnect, UsageError
+from engine.errors import BackfillError, CannotConnect, UnknownJob
 from engine.events import Draining, Emit, Event, ignore
+from engine.fleet.lent import DEFAULT_VARIABLES, Lender, Lent
 from engine.fleet.signals import NAMES, TwoSignals
+from engine.flow.dual_write_change import prepared_for_change
 from engine.flow.endpoints import endpoints_of
 from engine.flow.prepare import inspect
 from engine.flow.result import RunResult
 from engine.flow.supervisor import Supervisor
 from engine.ledger.records import JobRecord
 from engine.ledger.store import Ledger
-from engine.model import Mode, Side
-from engine.spec import Dsn, JobSpec
+from engine.model import JobState, Side
+from engine.spec import JobSpec
 from engine.telemetry import finished_event
+from engine.telemetry.entries import Entry, Weight
+
+__all__ = ["DEFAULT_VARIABLES", "JobLeftAside", "Lender", "Lent", "Pool", "left_aside"]
 
 POLL_S: Final = 5.0
 """Between two looks for work when nobody notifies."""
 
 ASIDE_S: Final = 60.0
-"""How long a job that cannot be worked here is left aside before it is tried again."""
+"""How long a job that cannot be worked here is left aside before it is tried again; ``POLL_S`` when it was heard of."""
+
+LOOK_S: Final = 10.0
+"""What one look may take, where somebody waits to hear that the ledger can be reached."""
 
 ABORT_S: Final = 3.0
-DEFAULT_VARIABLES: Final = ("SOURCE_DSN", "TARGET_DSN")
-_ASTRAY: Final = ("..", "\\", "\N{REPLACEMENT CHARACTER}")
-"""What no path may have in it once decoded: a way up, what some servers take for a slash, bytes that are no text."""
+LOOKS_PER_S: Final = 5
+"""A storm of notifications must not become a storm of looks."""
 
+BUG: Final = "this is a bug: please report it"
 _AWAY: Final = (Action.RECONNECT, Action.WAIT, Action.PAUSE)
+_WORKABLE: Final = (JobState.PLANNED, JobState.RUNNING, JobState.VERIFYING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,236 +67,298 @@ class JobLeftAside(Event):
     reason: str
 
 
+def left_aside(event: JobLeftAside) -> Entry:
+    """How it is told."""
+    return Entry(
+        event=event.name,
+        message=f"{event.job} is left aside: {event.reason}",
+        weight=Weight.WARNING,
+        fields={"job": event.job, "reason": event.reason},
+    )
+
+
+@dataclass(slots=True)
+class _Hand:
+    """One job in work."""
+
+    task: asyncio.Task[None]
+    supervisor: Supervisor | None = None  # once the job is prepared
+
+
 @dataclass(frozen=True, slots=True)
-class Lent:
-    """What this host lends to jobs of the ledger: connections, names of variables that references may mean, and URLs
-    (with everything below them) that signals may ask.
-    """
+class _Aside:
+    """A job that is left to others: since when, until when, and why."""
 
-    target: Dsn
-    source: Dsn | None = None
-    variables: frozenset[str] = frozenset(DEFAULT_VARIABLES)
-    urls: frozenset[str] = frozenset()
-    environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
-
-    def spec_of(self, job: JobRecord) -> JobSpec:
-        """The job's spec with this host's connections.  Raises ``UsageError`` when its source cannot be reached from
-        here, and ``SpecError`` when the ledger's row is no spec.
-        """
-        return self._checked(self._with_connections(job))
-
-    def _with_connections(self, job: JobRecord) -> JobSpec:
-        # References are kept as the ledger has them: who works a job does not rewrite its settings.
-        target = Dsn(self.target.secret(), reference=_reference(job, "target"))
-        if job.mode is not Mode.COPY:
-            source = Dsn(self.target.secret(), reference=_reference(job, "source"))
-            in_target = job.mode is Mode.INSERT and _reference(job, "target") is not None
-            return JobSpec.from_ledger(job.spec, source_dsn=source, target_dsn=target if in_target else None)
-        return JobSpec.from_ledger(job.spec, source_dsn=self._source_of(job), target_dsn=target)
-
-    def _checked(self, spec: JobSpec) -> JobSpec:
-        """The spec, unless one of its signals would have this host contact an address that nobody here named."""
-        for listened in spec.pace.effective_signals():
-            url = listened.url
-            if url is not None and not any(_is_below(url, allowed) for allowed in self.urls):
-                address = "{0.scheme}://{0.netloc}".format(urlsplit(url))
-                raise UsageError(
-                    f"its signal {listened.name} asks {address}, which this worker may not contact",
-                    hint=f"allow it by --allow-url {address}",
-                )
-        return spec
-
-    def _source_of(self, job: JobRecord) -> Dsn:
-        reference = _reference(job, "source")
-        if self.source is not None:
-            return Dsn(self.source.secret(), reference=reference)
-        if reference is None:
-            raise UsageError("its source's connection is not known here", hint="give it by --source-dsn")
-        variable = reference.removeprefix("${").removesuffix("}")
-        if variable not in self.variables:
-            raise UsageError(
-                f"its source is {reference}, which this worker may not look up", hint=f"allow it by --env {variable}"
-            )
-        if not self.environment.get(variable):
-            raise UsageError(f"its source is {reference}, which is not set here", hint=f"export {variable}")
-        return Dsn(self.environment[variable], reference=reference)
-
-
-def _is_below(url: str, allowed: str) -> bool:
-    """True for the allowed URL itself and for what is below its path, however its server spells out the path."""
-    asked, root = urlsplit(url), urlsplit(allowed)
-    if (asked.scheme, asked.netloc) != (root.scheme, root.netloc):
-        return False
-    path, top = _decoded(asked.path), _decoded(root.path).rstrip("/")
-    # A slash that was encoded is a step down for some servers, and part of a name for others.
-    if path.count("/") != asked.path.count("/") or any(bad in path for bad in _ASTRAY):
-        return False
-    return path == top or path.startswith(f"{top}/")
-
-
-def _decoded(path: str) -> str:
-    """Without percent signs, even where they were encoded themselves: some way may decode it twice."""
-    while (plain := unquote(path)) != path:
-        path = plain
-    return path
-
-
-def _reference(job: JobRecord, side: str) -> str | None:
-    endpoint = job.spec.get(side)
-    dsn = endpoint.get("dsn") if isinstance(endpoint, Mapping) else None
-    reference = dsn.get("reference") if isinstance(dsn, Mapping) else None
-    return str(reference) if reference else None
+    since: float
+    until: float
+    reason: str
 
 
 class Pool:
     """Works the jobs of one ledger until drained; with ``once``, until no job is left to work.
 
-    ``only``: names of jobs, empty for all.  ``workers`` None: as many as each job's spec says.
+    ``only``: names of jobs, empty for all.  ``workers`` None: as many as each job's spec says.  ``jobs``: so many at
+    once.  ``patient``: nothing that a ledger or a job does ends the run, not even at its start; ``trouble`` tells.
+    ``looked`` is called after each look at the ledger, with the trouble that there was, or None.
     """
 
     def __init__(
         self,
-        lent: Lent,
+        lender: Lender,
         *,
         workers: int | None = None,
         only: Sequence[str] = (),
         once: bool = False,
+        jobs: int = 1,
+        patient: bool = False,
         emit: Emit = ignore,
+        looked: Callable[[str | None], None] = lambda _: None,
         clock: Clock | None = None,
     ) -> None:
-        self.supervisor: Supervisor | None = None
         self.errors: dict[str, BackfillError] = {}  # jobs that could not be worked here, or that failed
-        self._lent = lent
+        self.seen_at: float | None = None  # when the ledger was last looked at, by the clock
+        self.trouble: str | None = None  # why the last look failed
+        self._lender = lender
         self._workers = workers
         self._only = frozenset(only)
         self._once = once
+        self._room = jobs
+        self._patient = patient
         self._emit = emit
+        self._looked = looked
         self._clock = clock or SystemClock()
-        self._signals = TwoSignals(self._drain, self._abort)
+        self._signals = TwoSignals(lambda number: self.drain(NAMES[number]), self.abort)
         self._stop = asyncio.Event()
         self._news = asyncio.Event()
-        self._aside: dict[str, tuple[float, str]] = {}  # job -> (until, reason)
+        self._hands: dict[str, _Hand] = {}
+        self._aside: dict[str, _Aside] = {}
+        self._looks = AsyncLimiter(LOOKS_PER_S, 1)
         self._task: asyncio.Task[Any] | None = None
         self._connection: Connection | None = None
+        self._is_cut_off = False
+
+    # -- from outside -------------------------------------------------------------------------------------------------
 
     @property
     def interrupted(self) -> signal.Signals | None:
         """The first signal that came, if one did."""
         return self._signals.first
 
+    @property
+    def supervisors(self) -> tuple[Supervisor, ...]:
+        """Those of the jobs in work, the longest at work first."""
+        return tuple(hand.supervisor for hand in self._hands.values() if hand.supervisor is not None)
+
+    @property
+    def supervisor(self) -> Supervisor | None:
+        """The one of the job that has been in work for longest, or None."""
+        return next(iter(self.supervisors), None)
+
+    @property
+    def working(self) -> tuple[str, ...]:
+        """Names of the jobs in work."""
+        return tuple(self._hands)
+
+    @property
+    def aside(self) -> Mapping[str, str]:
+        """The jobs that nobody here works, and why."""
+        return {job: aside.reason for job, aside in self._aside.items()}
+
+    def drain(self, reason: str) -> None:
+        """Take no more jobs, finish or roll back the chunks in hand, and return from ``run``."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        for supervisor in self.supervisors:
+            supervisor.drain(reason)
+        if not self._hands:
+            self._emit(Draining(job="", reason=reason))
+
+    def abort(self) -> None:
+        """Drop all connections now; what does not end by that is cut off soon after."""
+        self.drain("abort")
+        for supervisor in self.supervisors:
+            supervisor.abort()
+        if self._task is not None:
+            asyncio.get_running_loop().call_later(ABORT_S, self._cut_off)
+
+    def _cut_off(self) -> None:
+        if self._task is not None and not self._task.done():
+            self._is_cut_off = True
+            self._task.cancel()
+
+    # -- the life of a pool -------------------------------------------------------------------------------------------
+
     async def run(self, *, signals: bool = True) -> None:
-        """Work until told to stop, or with ``once`` until nothing is left.  Raises ``BackfillError`` for what keeps the
-        ledger itself out of reach at the start.
+        """Work until told to stop, or with ``once`` until nothing is left.  Unless ``patient``, raises
+        ``BackfillError`` for what keeps the ledger itself out of reach at the start.
         """
         self._task = asyncio.current_task()
         with self._signals.watched() if signals else nullcontext():
             try:
-                await self._connect()
+                if not self._patient:
+                    await self._connect()
                 await self._loop()
             except asyncio.CancelledError:
-                if self.interrupted is None:
+                if not self._is_cut_off:
                     raise
             finally:
-                if self._connection is not None:
-                    await self._connection.close()
+                self._task = None
+                await self._let_go()
 
     async def _loop(self) -> None:
         while not self._stop.is_set():
+            self._reap()
             job = await self._next()
             if job is not None:
-                await self._work(job)
-            elif self._once:
+                self._begin(job)
+            elif self._once and not self._hands:
                 return
             else:
                 await self._for_news()
+        while self._hands:
+            await asyncio.wait([hand.task for hand in self._hands.values()], return_when=asyncio.FIRST_COMPLETED)
+            self._reap()
+
+    async def _let_go(self) -> None:
+        """Nothing is left behind, whatever ended the run."""
+        tasks = [hand.task for hand in self._hands.values()]
+        for task in tasks:
+            task.cancel()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            self._hands.clear()
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                await connection.close()
+
+    # -- looking for work ---------------------------------------------------------------------------------------------
 
     async def _connect(self) -> Ledger:
         if self._connection is None or self._connection.is_closed:
-            self._connection = await Database(self._lent.target, side=Side.TARGET).connect("pool")
+            self._connection = await Database(self._lender.target, side=Side.TARGET).connect("pool")
             if self._connection.server.capabilities.listen_notify:
-                await self._connection.add_listener("backfill", lambda _: self._news.set())
+                await self._connection.add_listener("backfill", self._heard)
         return Ledger(self._connection)
+
+    def _heard(self, job: str) -> None:
+        """Something happened to a job: it is worth another look, though not at once if it was tried just now."""
+        aside = self._aside.get(job)
+        if aside is not None:
+            self._aside[job] = _Aside(aside.since, min(aside.until, aside.since + POLL_S), aside.reason)
+        self._news.set()
 
     async def _next(self) -> JobRecord | None:
         """The oldest job that can be worked here, or None."""
+        has_room = len(self._hands) < self._room
+        if not has_room and not self._patient:
+            return None  # nobody asks when the ledger was seen last
         try:
-            ledger = await self._connect()
-            if await ledger.installed_version() == 0:
-                return None
-            now = self._clock.now()
-            for name in await ledger.workable():
-                until, _ = self._aside.get(name, (now, ""))
-                if until > now or (self._only and name not in self._only):
-                    continue
-                return await ledger.find(name)
+            async with asyncio.timeout(LOOK_S if self._patient else None):
+                return await self._look(has_room=has_room)
         except Exception as error:
-            if self._once or classify(error).action not in _AWAY:
+            if not self._patient and (self._once or classify(error).action not in _AWAY):
                 raise
+            self._note(classify(error).message)
             if self._connection is not None:
                 self._connection.abort()
         return None
 
+    async def _look(self, *, has_room: bool) -> JobRecord | None:
+        async with self._looks:
+            ledger = await self._connect()
+        names = await ledger.workable() if await ledger.installed_version() else ()
+        now = self.seen_at = self._clock.now()
+        self._note(None)
+        self._aside = {name: aside for name, aside in self._aside.items() if name in names}
+        if self._patient:
+            self.errors = {name: error for name, error in self.errors.items() if name in names}
+        for name in names:
+            is_mine = name not in self._hands and (not self._only or name in self._only)
+            if has_room and is_mine and (name not in self._aside or self._aside[name].until <= now):
+                return await ledger.find(name)
+        return None
+
+    def _note(self, trouble: str | None) -> None:
+        self.trouble = trouble
+        self._looked(trouble)
+
+    async def _for_news(self) -> None:
+        """Wait until somebody notifies, a job in work has ended, the poll is due, or we are to stop."""
+        waiting: list[asyncio.Future[Any]] = [asyncio.ensure_future(e.wait()) for e in (self._news, self._stop)]
+        waiting.append(asyncio.ensure_future(self._clock.sleep(POLL_S)))
+        try:
+            hands = [hand.task for hand in self._hands.values()]
+            await asyncio.wait([*waiting, *hands], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        self._news.clear()
+
+    # -- working ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, job: JobRecord) -> None:
+        self._hands[job.name] = _Hand(asyncio.create_task(self._work(job), name=f"job {job.name}"))
+
+    def _reap(self) -> None:
+        """Give the places of ended jobs away.  Raises what nobody expected one to die of."""
+        for name, hand in list(self._hands.items()):
+            if hand.task.done():
+                del self._hands[name]
+                if not hand.task.cancelled():
+                    hand.task.result()
+
     async def _work(self, job: JobRecord) -> None:
         try:
-            spec = self._lent.spec_of(job)
-            inspection = await inspect(spec, endpoints_of(spec))
-            self.supervisor = Supervisor(
-                inspection.prepared(), workers=self._workers or spec.workers, emit=self._emit, wait=False
-            )
-            if self._stop.is_set():
-                return
-            result = await self.supervisor.run()
+            result = await self._run(job)
+        except UnknownJob as error:
+            self._emit(JobLeftAside(job=job.name, reason=error.message))  # removed from the ledger: nobody's any more
         except BackfillError as error:
             self._set_aside(job.name, error)
         except Exception as error:
             failure = classify(error)
-            if failure.action not in _AWAY:
+            if failure.action in _AWAY:
+                self._set_aside(job.name, CannotConnect(failure.message, hint=failure.hint, sqlstate=failure.sqlstate))
+            elif self._patient:  # a bug, and no reason to take the other jobs down with it
+                self._set_aside(job.name, BackfillError(f"unexpected {type(error).__name__}", hint=BUG))
+            else:
                 raise
-            self._set_aside(job.name, CannotConnect(failure.message, hint=failure.hint, sqlstate=failure.sqlstate))
         else:
-            self._ended(result)
-        finally:
-            self.supervisor = None
+            if result is not None:
+                self._ended(result)
+
+    async def _run(self, job: JobRecord) -> RunResult | None:
+        spec = self._lender.spec_of(job)
+        seen = await inspect(spec, endpoints_of(spec))
+        # What has become of triggers since the rows were moved is the gate's business.
+        prepared = prepared_for_change(seen) if job.state is JobState.VERIFYING else seen.prepared()
+        supervisor = Supervisor(prepared, workers=self._workers_of(spec), emit=self._emit, wait=False)
+        if self._stop.is_set():
+            return None
+        self._hands[job.name].supervisor = supervisor
+        return await supervisor.run()
+
+    def _workers_of(self, spec: JobSpec) -> int:
+        wanted, most = self._workers or spec.workers, self._lender.max_workers
+        return wanted if most is None else min(wanted, most)
 
     def _ended(self, result: RunResult) -> None:
         self._aside.pop(result.job, None)
         self.errors.pop(result.job, None)
         self._emit(finished_event(result))
         if result.error is not None:
-            self._set_aside(result.job, result.error)
+            self._set_aside(result.job, result.error, for_s=ASIDE_S if result.state in _WORKABLE else 0.0)
         elif not result.state.is_final and not result.drained:
-            # Paused meanwhile: look again later, and at others until then.
-            self._aside[result.job] = (self._clock.now() + POLL_S, result.state.value)
+            now = self._clock.now()  # it changed while we left: look again later, and at others until then
+            self._aside[result.job] = _Aside(now, now + POLL_S, result.state.value)
 
-    def _set_aside(self, job: str, error: BackfillError) -> None:
+    def _set_aside(self, job: str, error: BackfillError, for_s: float = ASIDE_S) -> None:
         self.errors[job] = error
         reason = error.message + (f" ({error.hint})" if error.hint else "")
-        _, before = self._aside.get(job, (0.0, ""))
-        self._aside[job] = (self._clock.now() + ASIDE_S, reason)
-        if reason != before:
+        before = self._aside.get(job)
+        now = self._clock.now()
+        self._aside[job] = _Aside(now, now + for_s, reason)
+        if before is None or before.reason != reason:
             self._emit(JobLeftAside(job=job, reason=reason))
-
-    async def _for_news(self) -> None:
-        waiting = [asyncio.ensure_future(e.wait()) for e in (self._news, self._stop)]
-        waiting.append(asyncio.ensure_future(self._clock.sleep(POLL_S)))  # type: ignore[arg-type]  # awaited for time only
-        try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waiting:
-                task.cancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.gather(*waiting, return_exceptions=True)
-        self._news.clear()
-
-    def _drain(self, number: signal.Signals) -> None:
-        self._stop.set()
-        if self.supervisor is not None:
-            self.supervisor.drain(NAMES[number])
-        else:
-            self._emit(Draining(job="", reason=NAMES[number]))
-
-    def _abort(self) -> None:
-        if self.supervisor is not None:
-            self.supervisor.abort()
-        if self._task is not None:
-            asyncio.get_running_loop().call_later(ABORT_S, self._task.cancel)

@@ -70,39 +70,16 @@ class LocalVerification(LocalRun):
         return prepared_for_change(seen)  # triggers that are not what they were are the gate's business
 
     async def _begin(self, prepared: Prepared) -> None:
-        if self._repair and prepared.target is None and prepared.unrepeatable:
-            names = ", ".join(sorted(prepared.unrepeatable))
-            raise UsageError(
-                f"{names} cannot be computed again, so it cannot be repaired",
-                hint="verify without --repair tells which rows are not finished",
-            )
-        if self._repair:
-            _refuse_powerless(prepared)
         async with self._ledger() as ledger:
-            if not await ledger.installed_version():
-                await ledger.require()  # says that there is none; to look must not make one
-            await ledger.ensure()
-            job = await ledger.job(self.spec.name)
-            if _is_being_verified(job):
-                await self._join(ledger, job)
-                return
-            begun = await ledger.begin_verification(
-                job.id,
+            joined = await begin(
+                ledger,
+                prepared,
                 repair=self._repair,
                 delete_extra=self._delete_extra,
                 settle_s=self._settle_s,
-                not_compared=prepared.not_compared,
-                target_mark=await opening.mark_of(prepared, {Side.TARGET: ledger.connection}),
             )
-            if begun is None:
-                job = await ledger.job(self.spec.name)
-                if not _is_being_verified(job):
-                    raise _not_yet(job)
-                await self._join(ledger, job)
-
-    async def _join(self, ledger: Ledger, job: JobRecord) -> None:
-        if job.verification_id is not None:
-            self._joined(await ledger.verification(job.verification_id))
+        if joined is not None:
+            self._joined(joined)
 
     @asynccontextmanager
     async def _ledger(self) -> AsyncIterator[Ledger]:
@@ -111,6 +88,44 @@ class LocalVerification(LocalRun):
             yield Ledger(connection)
         finally:
             await connection.close()
+
+
+async def begin(
+    ledger: Ledger, prepared: Prepared, *, repair: bool, delete_extra: bool, settle_s: float = SETTLE_S
+) -> Verification | None:
+    """Begin to verify the job in its ledger, for whoever works there to do it.  Gives the verification that runs
+    already, where there is one: it is joined, as it was asked for then.
+
+    Raises ``UsageError`` and ``PreflightRefused`` for a repair that cannot be made, and ``Busy`` or ``HeldByOperator``
+    for a job that is not done.
+    """
+    if repair and prepared.target is None and prepared.unrepeatable:
+        names = ", ".join(sorted(prepared.unrepeatable))
+        raise UsageError(
+            f"{names} cannot be computed again, so it cannot be repaired",
+            hint="verify without --repair tells which rows are not finished",
+        )
+    if repair:
+        _refuse_powerless(prepared)
+    if not await ledger.installed_version():
+        await ledger.require()  # says that there is none; to look must not make one
+    await ledger.ensure()
+    job = await ledger.job(prepared.spec.name)
+    if not _is_being_verified(job):
+        begun = await ledger.begin_verification(
+            job.id,
+            repair=repair,
+            delete_extra=delete_extra,
+            settle_s=settle_s,
+            not_compared=prepared.not_compared,
+            target_mark=await opening.mark_of(prepared, {Side.TARGET: ledger.connection}),
+        )
+        if begun is not None:
+            return None
+        job = await ledger.job(prepared.spec.name)
+        if not _is_being_verified(job):
+            raise _not_yet(job)
+    return None if job.verification_id is None else await ledger.verification(job.verification_id)
 
 
 def finished_verification(job: str, found: Verification) -> VerificationFinished:

@@ -1,5 +1,5 @@
-"""Watches the servers of the job that this process paces, for people who look at metrics: every ``EVERY_S``, and only
-while it paces.  Nothing here steers the job.
+"""Watches the servers of the jobs that this process paces, for people who look at metrics: every ``EVERY_S``, and only
+while it paces.  Nothing here steers a job.
 
 Each side is asked by a task of its own, so that a server that is away leaves the other one seen.
 """
@@ -7,7 +7,7 @@ Each side is asked by a task of its own, so that a server that is away leaves th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -30,7 +30,8 @@ Show = Callable[[str, Side, Vitals | None], None]
 
 
 class VitalsWatch:
-    """Shows the vitals of the servers of ``supervisor()``'s job while it paces; forgets the job when it does no longer.
+    """Shows the vitals of the servers of the jobs of ``supervisors()`` while they pace; forgets a job when its one does
+    no longer.
 
     ``show`` is called with the job, the side and what was seen, None where nothing could be seen.  In place, and within
     one database, there is the target alone.
@@ -38,7 +39,7 @@ class VitalsWatch:
 
     def __init__(
         self,
-        supervisor: Callable[[], Supervisor | None],
+        supervisors: Callable[[], Iterable[Supervisor]],
         show: Show,
         forget: Callable[[str], None],
         clock: Clock | None = None,
@@ -46,14 +47,13 @@ class VitalsWatch:
         every_s: float = EVERY_S,
         look_s: float = LOOK_S,
     ) -> None:
-        self._supervisor = supervisor
+        self._supervisors = supervisors
         self._show = show
         self._forget = forget
         self._clock = clock or SystemClock()
         self._every_s = every_s
         self._look_s = look_s
-        self._watched: Supervisor | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._watched: dict[Supervisor, list[asyncio.Task[None]]] = {}
 
     async def run(self) -> None:
         """Watch until cancelled.  A server that does not answer is asked again, for as long as that takes."""
@@ -62,38 +62,37 @@ class VitalsWatch:
                 await self._follow()
                 await self._clock.sleep(self._look_s)
         finally:
-            await self._end()
+            await self._end(tuple(self._watched))
 
     async def _follow(self) -> None:
-        supervisor = self._supervisor()
-        leading = supervisor if supervisor is not None and supervisor.leads else None
-        if leading is not self._watched:
-            await self._end()
-            if leading is not None:
-                self._begin(leading)
-        for task in self._tasks:
-            if task.done():
-                task.result()  # whatever it died of is a bug
+        leading = [supervisor for supervisor in self._supervisors() if supervisor.leads]
+        await self._end([watched for watched in self._watched if watched not in leading])
+        for supervisor in leading:
+            if supervisor not in self._watched:
+                self._begin(supervisor)
+        for tasks in self._watched.values():
+            for task in tasks:
+                if task.done():
+                    task.result()  # whatever it died of is a bug
 
     def _begin(self, supervisor: Supervisor) -> None:
-        self._watched = supervisor
         job = supervisor.prepared.spec.name
-        self._tasks = [
+        self._watched[supervisor] = [
             asyncio.create_task(self._watch(job, side, database, table))
             for side, database, table in _places(supervisor.prepared)
         ]
 
-    async def _end(self) -> None:
-        watched, self._watched = self._watched, None
-        tasks, self._tasks = self._tasks, []
+    async def _end(self, over: Iterable[Supervisor]) -> None:
+        ended = {supervisor: self._watched.pop(supervisor) for supervisor in over}
+        tasks = [task for those in ended.values() for task in those]
         for task in tasks:
             task.cancel()
         try:
             if tasks:
                 await asyncio.wait(tasks)
         finally:
-            if watched is not None:
-                self._forget(watched.prepared.spec.name)
+            for supervisor in ended:
+                self._forget(supervisor.prepared.spec.name)
 
     async def _watch(self, job: str, side: Side, database: Database, table: TableName) -> None:
         session = Session(database, "vitals", clock=self._clock, deadline_s=DEADLINE_S)

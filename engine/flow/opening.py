@@ -15,6 +15,7 @@ from engine.flow.answer import answer
 from engine.flow.prepare import Prepared
 from engine.flow.shared import Sides, of_side
 from engine.ledger.records import JobRecord, SpanRecord
+from engine.ledger.requests import Request
 from engine.ledger.store import Ledger
 from engine.model import JobState, Key, KeyValue, Mode, Phase, Side, SpanBounds, Table
 from engine.plan.keyspace import KeySpace
@@ -34,8 +35,11 @@ class Opened:
     resumed: bool
 
 
-async def open_job(ledger: Ledger, prepared: Prepared, sides: Sides) -> Opened:
-    """Create the job, or find it and check it.  Raises ``SpecChanged``, ``SchemaDrift``, ``LedgerDamaged``."""
+async def open_job(ledger: Ledger, prepared: Prepared, sides: Sides, *, request: Request | None = None) -> Opened:
+    """Create the job, or find it and check it.  Raises ``SpecChanged``, ``SchemaDrift``, ``LedgerDamaged``.
+
+    ``request``: what asks for it, noted with the job that it creates.
+    """
     spec = prepared.spec
     found = await ledger.find(spec.name)
     resumed = found is not None
@@ -59,6 +63,7 @@ async def open_job(ledger: Ledger, prepared: Prepared, sides: Sides) -> Opened:
             heap_bytes=prepared.source_table.heap_bytes if prepared.mode is Mode.UPDATE else None,
             dual_write=triggers.evidence if triggers.intact else None,
             target_mark=sides[Side.TARGET].server.mark,
+            request=request,
         )
         resumed = not created
         found = await ledger.job(spec.name)

@@ -32,7 +32,7 @@ from engine.flow.lateness import Lateness
 from engine.flow.prepare import Prepared
 from engine.flow.shared import Shared
 from engine.flow.vacuum import VacuumKeeper
-from engine.flow.wishes import Limit, limits, signals_in_force
+from engine.flow.wishes import Limit, asked, limits, may_ask, signals_in_force
 from engine.flow.worker import Worker
 from engine.ledger.orders import PaceOrders
 from engine.ledger.records import JobRecord, JobStatus
@@ -102,6 +102,7 @@ class Pacer:
         self._make_law = make_law
         self._wall = wall
         self._pace: Pace = prepared.spec.pace
+        self._may_ask = may_ask(prepared.spec)
         self._bloat: Bloat = prepared.spec.bloat
         self._job: JobRecord | None = None
         self._status: JobStatus | None = None
@@ -148,14 +149,17 @@ class Pacer:
         own = self._prepared.spec
         try:
             newest = JobSpec.from_ledger(
-                job.spec, source_dsn=own.source.dsn, target_dsn=own.target.dsn if own.target is not None else None
+                job.spec,
+                source_dsn=own.source.dsn,
+                target_dsn=own.target.dsn if own.target is not None else None,
+                signals=own.operator_signals,
             )
         except SpecError:
             return
-        pace, known = newest.pace, {signal.url for signal in own.pace.effective_signals()}
-        if any(signal.url not in known for signal in pace.effective_signals() if signal.url is not None):
-            pace = pace.model_copy(update={"signals": own.pace.signals})
-            message = "the newest run's signals ask addresses that this process does not know: its own signals go on"
+        pace = newest.pace
+        if pace.unknown_signals or asked(own, pace.effective_signals()) - self._may_ask:
+            pace = pace.model_copy(update={"listed": own.pace.listed})
+            message = "the newest run's signals ask what this process does not know: its own signals go on"
             self._emit(Warned(job=job.name, message=message))
         self._pace, self._bloat = pace, newest.bloat
 

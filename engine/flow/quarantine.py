@@ -21,7 +21,7 @@ from typing import Any, Final
 from engine.clock import Clock, SystemClock, jittered
 from engine.db import Connection
 from engine.db.failures import Action, Failure, Fault, classify
-from engine.errors import BackfillError, CannotConnect
+from engine.errors import BackfillError, CannotConnect, UsageError
 from engine.flow import barrier, opening
 from engine.flow.control import DATABASE_IS_AWAY, as_stop
 from engine.flow.movers.confirm import TOUCHED
@@ -79,15 +79,21 @@ class Retried:
 class Retry:
     """Tries rows of one job again, over sessions of its own.
 
-    ``say`` hears for whom it waits, for people.
+    ``say`` hears for whom it waits, for people; ``by``: who asked for it, for the history.
     """
 
     def __init__(
-        self, prepared: Prepared, *, clock: Clock | None = None, say: Callable[[str], None] = lambda _: None
+        self,
+        prepared: Prepared,
+        *,
+        clock: Clock | None = None,
+        say: Callable[[str], None] = lambda _: None,
+        by: str = "",
     ) -> None:
         self._prepared = prepared
         self._clock = clock or SystemClock()
         self._say = say
+        self._by = by
         self._rng = random.Random()
         self._sides: Sides = {}
         self._written: dict[KeyValue, int] = {}  # key -> the transaction that wrote it, where rows may become ghosts
@@ -105,6 +111,7 @@ class Retry:
             if not endpoints.is_one:
                 self._sides[Side.SOURCE] = await open_for_chunks(endpoints.source, "retry")
             ledger = Ledger(self._here)
+            await ledger.act_as(self._by)
             job = await ledger.job(self._prepared.spec.name)
             opening.check_identity(job, self._prepared)
             try:
@@ -291,6 +298,19 @@ class Retry:
             await here.roll_back()
             raise
         return len(deleted)
+
+
+async def check_ids(ledger: Ledger, job: str, ids: Sequence[int] | None) -> tuple[int, ...]:
+    """The numbers of the rows that are meant.  Raises ``UsageError`` for numbers that are not there."""
+    there = await ledger.quarantined_ids((await ledger.job(job)).id)
+    if ids is None:
+        return there
+    if unknown := sorted({*ids} - {*there}):
+        raise UsageError(
+            f"not set aside (any more): {', '.join(map(str, unknown))}",
+            hint=f"backfill quarantine list {job} shows the numbers",
+        )
+    return tuple(ids)
 
 
 def _only(source: SourceShape, key: KeyValue) -> SourceShape:

@@ -30,7 +30,7 @@ from aiolimiter import AsyncLimiter
 from engine.clock import Clock, SystemClock, jittered
 from engine.crashpoint import crashpoint
 from engine.db.failures import classify
-from engine.errors import BackfillError, CannotConnect, HeldByOperator, Stopped
+from engine.errors import BackfillError, CannotConnect, HeldByOperator, Stopped, UnknownJob
 from engine.events import Draining, Emit, JobOpened, PhaseChanged, StateChanged, Waiting, WorkersWaited
 from engine.flow import barrier, opening, phases
 from engine.flow.bounds import Prober
@@ -209,7 +209,7 @@ class Supervisor:
                     return error
                 job = await self._look(job)
                 lost_since = None
-            except HeldByOperator:
+            except (HeldByOperator, UnknownJob):
                 raise
             except Exception as trouble:
                 away = classify(trouble).action in DATABASE_IS_AWAY
@@ -278,7 +278,10 @@ class Supervisor:
 
     async def _look(self, job: JobRecord) -> JobRecord:
         async with self._looks:
-            return await self._control.ledger.job(job.name)
+            now = await self._control.ledger.job(job.name)
+        if now.id != job.id:  # what we have prepared is not for that
+            raise UnknownJob(f"job {job.name} was begun anew meanwhile")
+        return now
 
     async def _for_news(self) -> None:
         """Wait until somebody notifies, the poll is due, or we are to stop."""
@@ -534,8 +537,8 @@ class Supervisor:
             try:
                 async with self._looks:
                     job = self._job = await self._control.ledger.job(shared.job)
-                here = (phase, shared.verification_id)
-                if not job.state.is_at_work or (job.phase, job.verification_id) != here:
+                here = (shared.job_id, phase, shared.verification_id)
+                if not job.state.is_at_work or (job.id, job.phase, job.verification_id) != here:
                     shared.stop.set(job.state.value)
                 await self._beat(shared)
                 await self._refresh_status()

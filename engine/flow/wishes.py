@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from engine.errors import UsageError
 from engine.ledger.orders import PaceOrders, SignalOrder
 from engine.pace.law import Unit
 from engine.pace.quantity import format_value
+from engine.spec import JobSpec
 from engine.spec.misfit import Misfit
 from engine.spec.pacing import Pace
 from engine.spec.signals import SignalSpec, kind_of, without_side
@@ -25,6 +27,29 @@ GROWTH_TAKES_S: Final = 2.0
 """Seconds in which a job may write at most as many rows as ``bloat.max_growth`` lets its table grow by: one whose whole
 budget is written between two looks is beyond it before anybody knows.
 """
+
+
+def may_ask(spec: JobSpec) -> frozenset[str]:
+    """What signals of a later run's settings may contact or run in this process: what its own spec, and the operator of
+    its host, have named.  Raises ``UsageError`` when the spec refers to a signal of which nobody here has said what it
+    is: a job does not move without what is to hold it back.
+    """
+    if unknown := spec.pace.unknown_signals:
+        raise UsageError(
+            f"its signal {unknown[0]} is one of a daemon's operator, and not known here",
+            hint="work the job by a daemon that has it under [signals]",
+        )
+    return asked(spec, (*spec.pace.signals, *(spec.operator_signals or {}).values()))
+
+
+def asked(spec: JobSpec, signals: Iterable[SignalSpec]) -> frozenset[str]:
+    """Addresses that the signals contact; and in a daemon, where only the operator writes them, their queries."""
+    signals = tuple(signals)
+    queries = signals if spec.operator_signals is not None else ()
+    return frozenset(
+        [signal.url for signal in signals if signal.url is not None]
+        + [signal.query for signal in queries if signal.query is not None]
+    )
 
 
 def signals_in_force(signals: Iterable[SignalSpec], orders: PaceOrders) -> tuple[SignalSpec, ...]:

@@ -66,7 +66,9 @@ _Counter = tuple[str, tuple[str, ...]]
 
 
 class Snapshots:
-    """The last report and the last looks at servers, as a collector of ``prometheus_client``.  ``now``: seconds.
+    """The last reports and the last looks at servers, as a collector of ``prometheus_client``.  ``now``: seconds.
+
+    Of several ledgers with a job of the same name, the one is shown that was reported on first.
 
     A server's own counters step back when another server takes over or somebody resets its statistics, which ``rate``
     would take for all that was ever counted.  So this process counts by itself what they grew by while it looked.
@@ -74,7 +76,7 @@ class Snapshots:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._report: tuple[tuple[JobReport, ...] | None, float] = (None, math.inf)  # and until when it is valid
+        self._reports: dict[str, tuple[tuple[JobReport, ...] | None, float]] = {}  # ledger -> jobs, and how long valid
         self._servers: dict[tuple[str, Side], tuple[Value, ...]] = {}
         self._last: dict[_Counter, float] = {}  # what the server said
         self._grown: dict[_Counter, float] = {}  # what is exposed
@@ -82,12 +84,14 @@ class Snapshots:
     @property
     def reports(self) -> tuple[JobReport, ...] | None:
         """What this process reports now; None: nothing."""
-        jobs, until = self._report
-        return jobs if self._now() < until else None
+        now = self._now()
+        valid = [jobs for jobs, until in self._reports.values() if jobs is not None and now < until]
+        return tuple(job for jobs in valid for job in jobs) if valid else None
 
-    def report(self, jobs: Sequence[JobReport] | None, valid_s: float) -> None:
-        """Replace the report."""
-        self._report = (None if jobs is None else tuple(jobs[:MOST_REPORTED]), self._now() + valid_s)
+    def report(self, jobs: Sequence[JobReport] | None, valid_s: float, *, ledger: str = "") -> None:
+        """Replace the report on one ledger."""
+        shown = None if jobs is None else tuple(jobs[:MOST_REPORTED])
+        self._reports = {**self._reports, ledger: (shown, self._now() + valid_s)}
 
     def vitals(self, job: str, side: Side, seen: Vitals | None) -> None:
         """Replace what is known of one server."""

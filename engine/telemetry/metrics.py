@@ -121,12 +121,15 @@ class Metrics:
 
     @property
     def is_reporting(self) -> bool:
-        """True while this process reports on the jobs of its ledger."""
+        """True while this process reports on the jobs of a ledger."""
         return self._snapshots.reports is not None
 
-    def report(self, jobs: Sequence[JobReport] | None, valid_s: float = math.inf) -> None:
-        """All jobs of the ledger as they are now, and for how long that may be shown; None: another process reports."""
-        self._snapshots.report(jobs, valid_s)
+    def report(self, jobs: Sequence[JobReport] | None, valid_s: float = math.inf, *, ledger: str = "") -> None:
+        """All jobs of a ledger as they are now, and for how long that may be shown; None: another process reports.
+
+        ``ledger`` tells apart those of a process that reports on several.
+        """
+        self._snapshots.report(jobs, valid_s, ledger=ledger)
         self.reports += 1
 
     def vitals(self, job: str, side: Side, seen: Vitals | None) -> None:

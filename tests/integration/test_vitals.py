@@ -293,7 +293,7 @@ class Screen:
     def watch(self) -> asyncio.Task[None]:
         """Start watching, quickly."""
         watch = VitalsWatch(
-            lambda: self.supervisor,
+            lambda: [] if self.supervisor is None else [self.supervisor],
             lambda *shown: self.shown.append(shown),
             self.forgotten.append,
             every_s=0.05,
@@ -380,12 +380,15 @@ async def test_a_job_between_two_databases_has_two_sides_and_one_that_is_away_hi
 async def test_the_next_job_of_a_process_takes_the_place_of_the_one_before(databases: TwoDatabases) -> None:
     """A process of a pool works one job after another, and may go from one to the next between two looks."""
 
+    class Stub(SimpleNamespace):
+        __eq__, __hash__ = object.__eq__, object.__hash__
+
     def leading(name: str, database: FreshDatabase, *, leads: bool = True) -> Supervisor:
         endpoints = SimpleNamespace(target=Database(database.dsn, side=Side.TARGET, job=name), is_one=True)
         prepared = SimpleNamespace(
             spec=SimpleNamespace(name=name), endpoints=endpoints, written_table=SimpleNamespace(name=TABLE)
         )
-        return cast("Supervisor", SimpleNamespace(prepared=prepared, leads=leads))
+        return cast("Supervisor", Stub(prepared=prepared, leads=leads))
 
     screen = Screen(supervisor=leading("other", databases.source, leads=False))
     watching = screen.watch()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.fleet.pool import _is_below
+from engine.fleet.lent import _is_below
 
 ALLOWED = "http://metrics:9090/api/own"
 
