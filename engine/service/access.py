@@ -1,4 +1,4 @@
-"""Who somebody is to the daemon, and what that allows: identities, scopes, and the two errors of being turned away."""
+"""Who somebody is to the daemon, and what that allows: identities, scopes, and the errors of being turned away."""
 
 from __future__ import annotations
 
@@ -62,6 +62,14 @@ class Unauthenticated(BackfillError):
     code = "unauthenticated"
     exit_code = 5
     http_status = 401
+
+
+class TooManyTries(BackfillError):
+    """So many wrong tokens came from one place that the next ones are not even looked into."""
+
+    code = "too_many_tries"
+    exit_code = 75
+    http_status = 429
 
 
 class Forbidden(BackfillError):

@@ -1,37 +1,35 @@
 """From an HTTP request to a handler and back: every request is checked against its route before anything is done.
 
 In this order: is the Host ours, is there such a route, who is it, may he, is the request well formed.  Whatever is
-raised on the way becomes a problem.
+raised on the way becomes a problem.  Then the handler has its time, and no more: a question whose caller has left is
+given up, a change that was asked for is finished (and audited) whoever listens.
+
+Requests and answers are starlette's; its router is not used.  Ours is data, so that no route can be without a scope,
+and it takes a path apart before its percent signs are resolved: ``%2F`` in a name is no slash.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
-from urllib.parse import parse_qsl
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
-from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from engine.service import problems
 from engine.service.access import Forbidden, Identity, Peer
 from engine.service.daemon import Daemon
-from engine.service.problems import BadRequest, MethodNotAllowed, NotFound, TooLarge, TooSlow, Unprocessable
-from engine.service.routing import SPEC, Call, Parameter, Reply, Route
+from engine.service.problems import GivenUp, MethodNotAllowed, NotFound, Overloaded, TookTooLong
+from engine.service.reading import body_of, headers_of, names_of, query_of, segments_of
+from engine.service.routing import Call, Reply, Route, Table, methods_of
 from engine.service.transport import PEER
-from engine.spec.misfit import Misfit
-from engine.spec.units import parse_duration
-from engine.wire.shapes import Answer, Detail
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+from engine.wire.shapes import Answer
 
 SECURITY_HEADERS: Final = {
     "x-content-type-options": "nosniff",
@@ -41,7 +39,20 @@ SECURITY_HEADERS: Final = {
 }
 """What every answer carries; the page adds a Content-Security-Policy."""
 
-MAX_DEPTH: Final = 32
+REQUEST_ID: Final = "x-request-id"
+
+DEADLINE_S: Final = 30.0
+SLOW_DEADLINE_S: Final = 120.0
+SLOW_AT_ONCE: Final = 2
+"""Requests that read the tables themselves; the next one is told to come again."""
+
+SLOW_RETRY_AFTER_S: Final = 10
+
+NOBODY: Final = Identity("anybody", "peer", frozenset(), frozenset())
+"""Who asks for what is public."""
+
+
+Result = TypeVar("Result")
 
 
 class App:
@@ -49,9 +60,8 @@ class App:
 
     def __init__(self, daemon: Daemon, routes: Sequence[Route]) -> None:
         self._daemon = daemon
-        self._routes = [
-            (re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route.path) + r"\Z"), route) for route in routes
-        ]
+        self._table = Table(routes)
+        self._slow = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -64,165 +74,161 @@ class App:
         except ClientDisconnect:
             return
         except Exception as error:  # noqa: BLE001 - whatever it is becomes an answer
-            reply = problems.reply(problems.known(error), number)
-        await _response(reply, number)(scope, receive, send)
+            reply = self._problem(error, request, number)
+        await _send(reply, number, request, send)
+
+    def _problem(self, error: Exception, request: HttpRequest, number: str) -> Reply:
+        told = problems.known(error)
+        if told.http_status == 500:
+            self._daemon.failed(number, f"{request.method} {request.url.path}"[:200], error)
+        return problems.reply(told, number)
 
     async def _answer(self, request: HttpRequest, number: str) -> Reply:
-        daemon = self._daemon
-        daemon.hosts.check(request.headers.get("host"))
-        route, path = self._find(request.method, request.url.path)
-        identity = await self._admit(route, request)
-        call = Call(
-            route=route,
-            daemon=daemon,
-            identity=identity,
-            path=path,
-            query=_query(route, request.url.query),
-            headers=dict(request.headers),
-            body=await _body(route, request, daemon.config.limits.body, daemon.config.limits.body_timeout),
-            id=number,
-        )
+        daemon, scope = self._daemon, request.scope
+        daemon.hosts.check(request.headers)
+        segments = segments_of(scope.get("raw_path") or scope["path"].encode())
+        methods = self._table.at(segments)
+        if not methods:
+            raise NotFound("nothing is here", hint="GET /openapi.json describes what there is")
+        method = "GET" if request.method == "HEAD" else request.method
+        if method == "OPTIONS":
+            return Reply(status=204, headers={"allow": ", ".join(methods_of(methods))}, media_type="")
+        if method not in methods:
+            raise MethodNotAllowed(request.method[:20], methods_of(methods))
+        route = methods[method]
+        identity = NOBODY
+        if route.scope is not None:
+            daemon.hosts.check_site(request.headers)
+            peer = scope.get(PEER) or Peer()
+            identity = daemon.doorkeeper.identify(peer, request.headers.get("authorization"))
+        call = Call(route=route, daemon=daemon, identity=identity, path={}, query={}, headers={}, id=number)
         if not route.changes:
-            return await _handled(call)
+            return await self._fill_and_run(call, request, segments)
+        with self._audited(call):
+            return await self._fill_and_run(call, request, segments)
+
+    async def _fill_and_run(self, call: Call, request: HttpRequest, segments: Sequence[str]) -> Reply:
+        route, limits = call.route, self._daemon.config.limits
+        if route.scope is not None and route.scope not in call.identity.scopes:
+            raise Forbidden(
+                f"{call.identity.signature} lacks the scope {route.scope}", hint="the operator grants scopes"
+            )
+        call.path = names_of(route, segments)
+        call.headers = headers_of(route, request)
+        call.query = query_of(route, request.scope["query_string"])
+        call.body = await body_of(route, request, limits.body, limits.body_timeout)
+        handled = self._in_turn(call) if route.is_slow else _in_time(call, DEADLINE_S)
+        reply = await (_while_wanted(handled, request) if route.ends_with_caller else handled)
+        if reply.media_type is None:
+            reply.media_type = route.media_type
+        return _unless_known(call, reply)
+
+    async def _in_turn(self, call: Call) -> Reply:
+        if self._slow >= SLOW_AT_ONCE:
+            raise Overloaded(
+                f"{SLOW_AT_ONCE} requests that read the tables are being answered",
+                hint="try again in a while",
+                retry_after_s=SLOW_RETRY_AFTER_S,
+            )
+        self._slow += 1
         try:
-            reply = await _handled(call)
-        except Exception as error:
-            daemon.audit(call, problems.known(error))
+            return await _in_time(call, SLOW_DEADLINE_S)
+        finally:
+            self._slow -= 1
+
+    @contextlib.contextmanager
+    def _audited(self, call: Call) -> Iterator[None]:
+        """A change that was asked for is written down, whatever became of it."""
+        try:
+            yield
+        except ClientDisconnect:
+            self._daemon.audit(call, GivenUp("the caller left before the answer was there"))
             raise
-        daemon.audit(call, None)
-        return reply
-
-    def _find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
-        allowed = []
-        for pattern, route in self._routes:
-            found = pattern.match(path)
-            if found is None:
-                continue
-            if route.method == method:
-                return route, found.groupdict()
-            allowed.append(route.method)
-        if allowed:
-            raise MethodNotAllowed(f"{method} is not for this path", hint=f"allowed: {', '.join(sorted(set(allowed)))}")
-        raise NotFound("nothing is here", hint="GET /openapi.json describes what there is")
-
-    async def _admit(self, route: Route, request: HttpRequest) -> Identity:
-        peer = request.scope.get(PEER) or Peer()
-        if route.scope is None:
-            return Identity("anybody", "peer", frozenset(), frozenset())
-        identity = self._daemon.doorkeeper.identify(peer, request.headers.get("authorization"))
-        if route.scope not in identity.scopes:
-            raise Forbidden(f"{identity.signature} lacks the scope {route.scope}", hint="the operator grants scopes")
-        return identity
+        except Exception as error:
+            self._daemon.audit(call, problems.known(error))
+            raise
+        except asyncio.CancelledError:
+            self._daemon.audit(call, GivenUp("the daemon ended before the answer was there"))
+            raise
+        self._daemon.audit(call, None)
 
 
-async def _handled(call: Call) -> Reply:
-    reply = await call.route.handler(call)
-    if reply.media_type is None:
-        reply.media_type = call.route.media_type
-    return reply
-
-
-def _query(route: Route, text: str) -> dict[str, Any]:
-    given = parse_qsl(text, keep_blank_values=True, max_num_fields=50)
-    known = {parameter.name: parameter for parameter in route.parameters}
-    values: dict[str, Any] = {parameter.name: parameter.default for parameter in route.parameters}
-    errors = []
-    for name, value in given:
-        parameter = known.get(name)
-        if parameter is None:
-            errors.append(Detail(parameter=name[:80], message="is not a parameter of this route"))
-            continue
-        try:
-            values[name] = _value(parameter, value)
-        except Misfit as error:
-            errors.append(Detail(parameter=name, message=error.message, hint=error.hint))
-    if errors:
-        raise BadRequest("the query does not fit", errors=tuple(errors))
-    return values
-
-
-def _value(parameter: Parameter, text: str) -> Any:
-    match parameter.kind:
-        case "integer":
-            if not re.fullmatch(r"-?[0-9]{1,18}", text):
-                raise Misfit("is not a whole number")
-            number: float = int(text)
-        case "boolean":
-            if text not in ("true", "false"):
-                raise Misfit("is neither true nor false")
-            return text == "true"
-        case "duration":
-            number = parse_duration(text)
-        case _:
-            if parameter.choices and text not in parameter.choices:
-                raise Misfit(f"must be one of: {', '.join(parameter.choices)}")
-            if parameter.pattern is not None and not re.fullmatch(parameter.pattern, text):
-                raise Misfit("has another form than it should")
-            return text
-    if parameter.minimum is not None and number < parameter.minimum:
-        raise Misfit(f"is below {parameter.minimum:g}")
-    if parameter.maximum is not None and number > parameter.maximum:
-        raise Misfit(f"is above {parameter.maximum:g}")
-    return number
-
-
-async def _body(route: Route, request: HttpRequest, most: int, within_s: float) -> Any:
-    raw = b""
+async def _in_time(call: Call, usual_s: float) -> Reply:
+    """The handler's reply.  Who asks to wait for a change has that much longer."""
+    waits_s = call.query.get("wait") or 0.0
+    deadline_s = call.route.deadline_s or usual_s
+    clock = asyncio.timeout(deadline_s + waits_s)
     try:
-        async with asyncio.timeout(within_s):
-            async for piece in request.stream():
-                raw += piece
-                if len(raw) > most:
-                    raise TooLarge(f"a body has at most {most:,} bytes here")
+        async with clock:
+            return await call.route.handler(call)
     except TimeoutError:
-        raise TooSlow(f"the body did not arrive within {within_s:g} s") from None
-    if route.request is None:
-        if raw:
-            raise BadRequest("this route takes no body")
-        return None
-    if not raw:
-        if route.body_required:
-            raise Unprocessable("the body is missing")
-        return None if route.request == SPEC else route.request()
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in ("application/json", "application/merge-patch+json"):
-        raise problems.UnsupportedMediaType("a body must be application/json")
-    data = _json(raw)
-    if route.request == SPEC:
-        return data
+        if not clock.expired():
+            raise
+        raise TookTooLong(f"no answer was there after {deadline_s:g} s", hint="try again later") from None
+
+
+async def _while_wanted(wanted: Coroutine[Any, Any, Result], request: HttpRequest) -> Result:
+    """What is wanted, unless its caller leaves first: then the work for it ends too.  Raises ``ClientDisconnect``."""
+    work = asyncio.create_task(wanted)
+    gone = asyncio.create_task(_gone(request))
     try:
-        return route.request.model_validate(data)
-    except ValidationError as error:
-        raise Unprocessable("the body does not fit", errors=tuple(map(_detail, error.errors()))) from None
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return await work
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
 
 
-def _json(raw: bytes) -> Any:
+async def _gone(request: HttpRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _unless_known(call: Call, reply: Reply) -> Reply:
+    """304 for somebody who has that very answer already."""
+    etag = reply.headers.get("etag")
+    seen = [one.strip().removeprefix("W/") for one in call.headers.get("if-none-match", "").split(",")]
+    if call.route.changes or reply.status != 200 or etag is None or not {etag, "*"} & set(seen):
+        return reply
+    return Reply(status=304, headers=reply.headers, media_type="")
+
+
+async def _send(reply: Reply, number: str, request: HttpRequest, send: Send) -> None:
+    """The whole answer.  Of HEAD everything but the content."""
+    headers = SECURITY_HEADERS | {REQUEST_ID: number} | dict(reply.headers)
+    response = Response(_content(reply), reply.status, headers, reply.media_type or None)
+    raw = response.raw_headers
+    is_head = request.method == "HEAD"
+    if reply.stream is None:
+        await send({"type": "http.response.start", "status": reply.status, "headers": raw})
+        await send({"type": "http.response.body", "body": b"" if is_head else bytes(response.body)})
+        return
+    raw = [(name, value) for name, value in raw if name != b"content-length"]
     try:
-        return json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise BadRequest("the body is not JSON") from None
+        await send({"type": "http.response.start", "status": reply.status, "headers": raw})
+        if not is_head:
+            await _while_wanted(_pieces(reply.stream, send), request)
+        await send({"type": "http.response.body", "body": b""})
+    except ClientDisconnect:
+        return
+    finally:
+        if hasattr(reply.stream, "aclose"):
+            await reply.stream.aclose()
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(name)
+async def _pieces(stream: AsyncIterator[bytes], send: Send) -> None:
+    async for piece in stream:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
 
 
-def _detail(error: Any) -> Detail:
-    return Detail(pointer=pointer(error["loc"]), message=error["msg"])
-
-
-def pointer(path: Sequence[str | int]) -> str:
-    """A JSON pointer (RFC 6901)."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
-
-
-def _response(reply: Reply, number: str) -> Response:
-    headers = SECURITY_HEADERS | {"x-request-id": number} | dict(reply.headers)
-    if reply.stream is not None:
-        return StreamingResponse(reply.stream, reply.status, headers, reply.media_type)
-    content = reply.content
-    if isinstance(content, Answer):
-        content = content.model_dump_json()
-    elif isinstance(content, Mapping):
-        content = json.dumps(content)
-    return Response(content, reply.status, headers, reply.media_type)
+def _content(reply: Reply) -> str | bytes | None:
+    match reply.content:
+        case Answer() as answer:
+            return answer.model_dump_json()
+        case Mapping() as mapping:
+            return json.dumps(dict(mapping), ensure_ascii=False, allow_nan=False)
+        case other:
+            return other

@@ -3,54 +3,162 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
+from engine.clock import Clock, SystemClock
 from engine.db import Connection, Database
+from engine.db.failures import Action, classify
+from engine.errors import BackfillError, CannotConnect
 from engine.ledger.store import Ledger
 from engine.model import Side
 from engine.service.access import Identity
 from engine.service.config import ConnectionConfig
+from engine.service.watcher import Watcher
 from engine.spec import Dsn
 
 SESSIONS: Final = 4
 """Sessions with a ledger for requests, at most: a storm of requests queues here and not in the database."""
 
+PREPARING: Final = 2
+"""Submissions whose tables are looked at, at most: the others wait for their turn."""
+
+AWAY: Final = "it cannot be reached: the daemon's log says why"
+
 WAIT_S: Final = 5.0
+"""How long a request waits for one of them."""
+
+_AWAY: Final = (Action.RECONNECT, Action.WAIT, Action.PAUSE)
+
+
+@dataclass(slots=True)
+class _Session:
+    connection: Connection
+    acts_as: str = ""
 
 
 class Station:
-    """A database that requests may name.  ``async with station.ledger(identity)`` borrows a session."""
+    """A database that requests may name.  ``async with station.ledger(identity)`` borrows a session.
 
-    def __init__(self, name: str, config: ConnectionConfig, dsn: Dsn) -> None:
+    ``trouble`` says why the database could not be reached when it was last tried, and ``seen_at`` when it last
+    answered, by the clock; nothing is asked of it for either.
+    """
+
+    def __init__(self, name: str, config: ConnectionConfig, dsn: Dsn, *, clock: Clock | None = None) -> None:
         self.name = name
         self.config = config
         self.dsn = dsn
         self.database = Database(dsn, side=Side.TARGET)
-        self._idle: list[Connection] = []
+        self.clock = clock or SystemClock()
+        self.trouble: str | None = None
+        self.seen_at: float | None = None
+        self._idle: list[_Session] = []
         self._room = asyncio.Semaphore(SESSIONS)
+        self._host = socket.gethostname()
+        self.preparing = asyncio.Semaphore(PREPARING)
+        self.watcher = Watcher(self.database, self.clock)
+
+    @property
+    def reachable(self) -> bool | None:
+        """Whether the database answered when it was last asked; None: nobody has asked yet."""
+        if self.trouble is not None:
+            return False
+        return None if self.seen_at is None else True
 
     @asynccontextmanager
     async def ledger(self, by: Identity | None = None) -> AsyncIterator[Ledger]:
-        """The ledger, on behalf of ``by``.  Raises ``CannotConnect``, and ``TimeoutError`` when all sessions are taken."""
-        async with asyncio.timeout(WAIT_S):
-            await self._room.acquire()
-        session: Connection | None = None
+        """The ledger, on behalf of ``by``, whom the history names; None: of the daemon itself.
+
+        Raises ``CannotConnect``, also when all sessions are taken.
+        """
         try:
-            while self._idle and session is None:
-                session = self._idle.pop()
-                session = None if session.is_closed else session
-            session = session or await self.database.connect("daemon")
-            yield Ledger(session)
-            self._idle.append(session)
+            async with asyncio.timeout(WAIT_S):
+                await self._room.acquire()
+        except TimeoutError:
+            raise CannotConnect(f"all sessions with {self.name} are taken", hint="try again") from None
+        session: _Session | None = None
+        try:
+            session = await self._session()
+            await self._act_as(session, self.named(by))
+            try:
+                yield Ledger(session.connection)
+            except Exception as error:
+                if _is_unharmed(session.connection, error):
+                    self._give_back(session)
+                    session = None
+                raise
+            self._give_back(session)
             session = None
+        except Exception as error:
+            self._note(error)
+            if isinstance(error, CannotConnect) and self.database.label in error.message:
+                raise CannotConnect(
+                    f"{self.name} cannot be reached", hint="try again", sqlstate=error.sqlstate
+                ) from None
+            raise
         finally:
             self._room.release()
             if session is not None:
-                session.abort()
+                session.connection.abort()
+
+    def named(self, by: Identity | None) -> str:
+        """As the history names whoever acts through this daemon: ``token argo via daemon@host``."""
+        daemon = f"daemon@{self._host}"
+        return daemon if by is None else f"{by.signature} via {daemon}"
 
     async def close(self) -> None:
         """Let go of all sessions."""
+        await self.watcher.close()
         while self._idle:
-            await self._idle.pop().close()
+            await self._idle.pop().connection.close()
+
+    def answered(self) -> None:
+        """Somebody has just had an answer from there."""
+        self.seen_at, self.trouble = self.clock.now(), None
+
+    def failed(self, trouble: str) -> None:
+        """Somebody has just tried in vain.  Why may name addresses: that is for the log."""
+        self.trouble = trouble and AWAY
+        self._drop_idle()
+
+    # -- sessions -------------------------------------------------------------------------------------------------
+
+    async def _session(self) -> _Session:
+        while self._idle:
+            session = self._idle.pop()
+            if not session.connection.is_closed:
+                return session
+        return _Session(await self.database.connect("daemon"))
+
+    async def _act_as(self, session: _Session, who: str) -> None:
+        if session.acts_as != who:
+            await Ledger(session.connection).act_as(who)
+            session.acts_as = who
+        self.answered()
+
+    def _give_back(self, session: _Session) -> None:
+        if not session.connection.is_closed:
+            self._idle.append(session)
+
+    def _note(self, error: Exception) -> None:
+        if isinstance(error, CannotConnect):
+            self.failed(error.message)
+        elif not isinstance(error, BackfillError):
+            failure = classify(error)
+            if failure.lost or failure.action in _AWAY:
+                self.failed(failure.message)
+
+    def _drop_idle(self) -> None:
+        """Where one session was lost, the others are not to be believed either."""
+        while self._idle:
+            self._idle.pop().connection.abort()
+
+
+def _is_unharmed(connection: Connection, error: Exception) -> bool:
+    """True where the session can serve somebody else: the error was a refusal, and no transaction is open."""
+    if connection.is_closed or connection.raw.is_in_transaction():
+        return False
+    return isinstance(error, BackfillError) or bool(classify(error).sqlstate)

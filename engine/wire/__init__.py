@@ -1,8 +1,8 @@
 """What travels between the daemon and its clients: requests, answers and problems as models (``shapes``), the names of
 routes' scopes and problems' codes.
 
-Owns the forms, and how a value of ours becomes one.  Refuses to know HTTP servers (``engine.service``) and how an answer
-is shown (``engine.cli``).
+Owns the forms, and how a value of ours becomes one.  Refuses to know HTTP servers (``engine.service``) and how an
+answer is shown (``engine.cli``).
 
 Invariants:
 

@@ -48,8 +48,11 @@ class Pace(Answer):
     limit_rows_per_s: float | None
     pressure: float | None
     held_by: str | None
-    reason: str | None
+    reason: str | None = Field(description="Why nothing moves, else why it is not faster.")
+    waiting: str | None = Field(default=None, description="Why nothing moves.")
+    because: str | None = Field(default=None, description="What decides the pace.")
     leads: str | None = None
+    since: datetime | None = Field(default=None, description="Since when `held_by` and `leads` have been as they are.")
     stage: str | None = None
     max_rows_per_s: float | None = None
     chunk_target_s: float | None = None
@@ -115,6 +118,7 @@ class Job(Answer):
     started_at: datetime | None
     finished_at: datetime | None
     error: JobError | None
+    aside: str | None = Field(default=None, description="Why this daemon does not work the job; null: it does, or may.")
 
 
 class JobPage(Answer):
@@ -122,6 +126,7 @@ class JobPage(Answer):
 
     jobs: list[Job]
     next: str | None
+    unreachable: list[str] = Field(default=[], description="Connections whose jobs are missing here: they are away.")
 
 
 class HistoryEntry(Answer):
@@ -139,6 +144,12 @@ class HistoryPage(Answer):
 
     entries: list[HistoryEntry]
     next: str | None
+
+
+class Trouble(Answer):
+    """In a stream of events: what keeps news away for now.  The stream goes on behind it."""
+
+    message: str
 
 
 class SetAside(Answer):
@@ -206,6 +217,37 @@ class Removed(Answer):
     triggers: list[str] = []
 
 
+class Grants(Answer):
+    """The GRANT script with which a role can run a job, for a superuser or the tables' owner to run."""
+
+    job: str
+    role: str
+    login: str | None
+    repair: bool
+    script: str
+
+
+class DualWrite(Answer):
+    """Our own triggers on a job's source: whether they are there, and do what the job asks for."""
+
+    job: str
+    table: str
+    installed: bool
+    intact: bool
+    problems: list[str]
+    evidence: dict[str, Any] | None = None
+    script: str | None = Field(default=None, description="Where it was asked for: all that installing would do.")
+
+
+class DualWriteChanged(Answer):
+    """What became of our triggers; ``changed`` is false where there was nothing to do."""
+
+    job: str
+    changed: bool
+    triggers: list[str]
+    tables: list[str]
+
+
 # -- answers: before a job --------------------------------------------------------------------------------------------
 
 
@@ -230,6 +272,28 @@ class Plan(Answer):
     workers: int
     findings: list[FindingShape]
     refused: bool
+
+
+class Rehearsal(Answer):
+    """What a few chunks cost that were rolled back: the object of ``backfill rehearse --json``."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    job: str
+    mode: Mode
+    findings: list[FindingShape]
+    refused: bool
+    rehearsal: dict[str, Any] | None
+    forecast: dict[str, Any] | None
+
+
+class Examination(Answer):
+    """A database as ``backfill doctor --json`` shows it; ``error`` where it cannot be reached."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    label: str
+    error: dict[str, Any] | None = None
 
 
 # -- answers: the daemon ----------------------------------------------------------------------------------------------
@@ -280,6 +344,8 @@ class Detail(Answer):
     parameter: str | None = None
     message: str
     hint: str = ""
+    before: str | None = Field(default=None, description="Of spec_changed: what the job's ledger says there.")
+    after: str | None = Field(default=None, description="Of spec_changed: what the new spec says there.")
 
 
 class ProblemDetails(Answer):
@@ -295,6 +361,8 @@ class ProblemDetails(Answer):
     sqlstate: str | None = None
     errors: list[Detail] = []
     findings: list[FindingShape] = []
+    job: str | None = Field(default=None, description="The job that it is about, where the code needs it.")
+    state: str | None = Field(default=None, description="Of held_by_operator: the state that keeps the job there.")
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
@@ -344,3 +412,11 @@ class Restart(Request):
 
     force: bool = False
     reason: Reason | None = None
+
+
+class DualWriteChange(Request):
+    """Put our triggers on the source, or take them away.  ``force``: even while the job needs them."""
+
+    action: Literal["install", "remove"]
+    force: bool = False
+    patience: str | None = Field(default=None, description="How long to try for the table, such as 30s.")

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.service.routes import jobs, orders, service
+from engine.service.routes import evidence, jobs, orders, pace, page, planning, quarantine, service, watching
 from engine.service.routing import Route
 
-ROUTES: Final[tuple[Route, ...]] = (*service.ROUTES, *jobs.ROUTES, *orders.ROUTES)
+ROUTES: Final[tuple[Route, ...]] = (
+    *page.ROUTES,
+    *service.ROUTES,
+    *jobs.ROUTES,
+    *orders.ROUTES,
+    *pace.ROUTES,
+    *watching.ROUTES,
+    *quarantine.ROUTES,
+    *evidence.ROUTES,
+    *planning.ROUTES,
+)

@@ -1,0 +1,236 @@
+"""Evidence about a job: verification, gate, rights, dual-write."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from engine.errors import Problem, UsageError
+from engine.fleet import evidence
+from engine.fleet.grants import Grantee, collect, script
+from engine.fleet.verification import begin as begin_verification
+from engine.flow import dual_write_change as triggers
+from engine.flow.dual_write_change import prepared_for_change
+from engine.flow.endpoints import endpoints_of
+from engine.flow.prepare import Prepared, inspect
+from engine.flow.shared import SETTLE_S
+from engine.service.access import Forbidden, Scope
+from engine.service.admission import NotAllowed
+from engine.service.problems import Unprocessable
+from engine.service.routes.finding import CONNECTION, find, job_reply, seen_by, spec_of
+from engine.service.routing import Call, Parameter, Reply, Route
+from engine.service.station import Station
+from engine.spec import JobSpec
+from engine.spec.misfit import Misfit
+from engine.spec.units import parse_duration
+from engine.wire import shapes
+from engine.wire.shapes import Detail
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from engine.db import Connection
+
+LONGEST_SETTLE_S: Final = 60.0
+LONGEST_PATIENCE_S: Final = 60.0
+_ROLE: Final = Parameter("to", "string", "Who moves the rows. Left out: the role of the spec.", pattern=r".{1,63}")
+_PROBLEMS: Final = ("unknown_job", "ambiguous_job", "cannot_connect", "preflight_refused", "spec_changed", "usage")
+
+
+async def _spec(call: Call) -> tuple[Station, JobSpec]:
+    """The job's spec with this daemon's connections."""
+    station = await find(call)
+    async with station.ledger(call.identity) as ledger, ledger.at_revision(call.path["job"], seen_by(call)):
+        record = await ledger.job(call.path["job"])
+    return station, spec_of(call, station, record)
+
+
+# -- verification -----------------------------------------------------------------------------------------------------
+
+
+async def verify(call: Call) -> Reply:
+    """Begins it, or joins the one that runs; whoever works the ledger compares. A repair takes the scope submit."""
+    asked: shapes.Verify = call.body
+    if asked.repair and Scope.SUBMIT not in call.identity.scopes:
+        raise Forbidden(f"{call.identity.signature} lacks the scope submit, which a repair takes")
+    if asked.delete_extra and not asked.repair:
+        raise _misfit("/delete_extra", "is a part of a repair", "give repair, too, or neither")
+    settle_s = _seconds(asked.settle, "/settle", LONGEST_SETTLE_S) if asked.settle is not None else SETTLE_S
+    station, spec = await _spec(call)
+    async with station.preparing:
+        prepared = prepared_for_change(await inspect(spec, endpoints_of(spec)))
+    async with station.ledger(call.identity) as ledger:
+        await begin_verification(
+            ledger, prepared, repair=asked.repair, delete_extra=asked.delete_extra, settle_s=settle_s
+        )
+        return await job_reply(call, station, spec.name, ledger=ledger)
+
+
+# -- the gate ---------------------------------------------------------------------------------------------------------
+
+
+async def gate(call: Call) -> Reply:
+    """Whether the old column or table may be given up: each condition, looked at now."""
+    station, spec = await _spec(call)
+    async with station.preparing:
+        found = await evidence.look_at_gate(spec)
+    return Reply(shapes.Gate.model_validate(found.as_json() | {"mismatch": found.mismatch}))
+
+
+# -- rights -----------------------------------------------------------------------------------------------------------
+
+
+async def grants(call: Call) -> Reply:
+    """For a superuser or the owner of the tables to run. Nothing is changed."""
+    station, spec = await _spec(call)
+    role = call.query["to"] or spec.role
+    if role is None:
+        raise UsageError("no role to grant to", hint="name one: ?to=ROLE")
+    to = Grantee(role, call.query["login"] or role)
+    source, target = endpoints_of(spec)
+    async with station.preparing:
+        parts = await collect(spec, source, target)
+    text = script(spec, parts, to, repair=call.query["repair"])
+    return Reply(
+        shapes.Grants(job=spec.name, role=role, login=call.query["login"], repair=call.query["repair"], script=text)
+    )
+
+
+# -- dual-write -------------------------------------------------------------------------------------------------------
+
+
+async def look_at_triggers(call: Call) -> Reply:
+    """Whether our triggers are on the source, and do what the job asks for. With `script`, what installing would do."""
+    station, spec = await _spec(call)
+    async with station.preparing:
+        prepared, found = await evidence.look_at_dual_write(spec)
+        text = None
+        if call.query["script"]:
+            async with _session(prepared) as connection:
+                text = await triggers.script(connection, prepared)
+    return Reply(shapes.DualWrite.model_validate(evidence.dual_write_json(prepared, found) | {"script": text}))
+
+
+async def change_triggers(call: Call) -> Reply:
+    """Only where the operator allows it: triggers run with the rights of the source's owner."""
+    if not call.daemon.config.allow.dual_write:
+        raise NotAllowed([Problem("", "the operator does not allow triggers to be changed through the API")])
+    asked: shapes.DualWriteChange = call.body
+    patience_s = _seconds(asked.patience, "/patience", LONGEST_PATIENCE_S) if asked.patience else 30.0
+    station, spec = await _spec(call)
+    async with station.preparing:
+        seen = await inspect(spec, endpoints_of(spec))
+    prepared = prepared_for_change(seen)
+    async with _session(prepared, as_whom=station.named(call.identity)) as connection:
+        by = triggers.patience(patience_s)
+        if asked.action == "install":
+            triggers.wanted(prepared)
+            outcome = await triggers.install(connection, prepared, by=by)
+        else:
+            outcome = await triggers.remove(connection, spec.name, force=asked.force, by=by)
+    return Reply(shapes.DualWriteChanged.model_validate(triggers.summary(outcome)))
+
+
+@asynccontextmanager
+async def _session(prepared: Prepared, as_whom: str = "") -> AsyncIterator[Connection]:
+    """Not under the job's role, which moves rows and owns nothing."""
+    connection = await prepared.endpoints.source.connect("dualwrite")
+    try:
+        if as_whom:
+            await connection.fetchval("SELECT set_config('backfill.by', $1, false)", as_whom)
+        yield connection
+    finally:
+        await connection.close()
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def _seconds(text: str, pointer: str, most_s: float) -> float:
+    try:
+        seconds = parse_duration(text)
+    except Misfit as error:
+        raise _misfit(pointer, error.message, error.hint) from None
+    if seconds > most_s:
+        raise _misfit(pointer, f"is longer than {most_s:.0f}s")
+    return seconds
+
+
+def _misfit(pointer: str, message: str, hint: str = "") -> Unprocessable:
+    return Unprocessable("the body does not fit", errors=(Detail(pointer=pointer, message=message, hint=hint),))
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/v1/jobs/{job}/verify",
+        "verify_job",
+        "Compare both sides of a job that is done, and mend what differs if asked to",
+        Scope.CONTROL,
+        verify,
+        answer=shapes.Job,
+        request=shapes.Verify,
+        takes_if_match=True,
+        parameters=(CONNECTION,),
+        deadline_s=60.0,
+        problems=(*_PROBLEMS, "changed_meanwhile", "busy", "held_by_operator"),
+    ),
+    Route(
+        "GET",
+        "/v1/jobs/{job}/gate",
+        "get_gate",
+        "Whether the old side may be given up, and what the evidence is",
+        Scope.READ,
+        gate,
+        answer=shapes.Gate,
+        parameters=(CONNECTION,),
+        deadline_s=60.0,
+        problems=_PROBLEMS,
+    ),
+    Route(
+        "GET",
+        "/v1/jobs/{job}/grants",
+        "get_grants",
+        "The GRANT script with which a role that is nobody special can run the job",
+        Scope.READ,
+        grants,
+        answer=shapes.Grants,
+        parameters=(
+            _ROLE,
+            Parameter("login", "string", "Who connects and becomes that role. Left out: the same.", pattern=r".{1,63}"),
+            Parameter("repair", "boolean", "With what a repair takes beyond the job.", default=False),
+            CONNECTION,
+        ),
+        problems=_PROBLEMS,
+    ),
+    Route(
+        "GET",
+        "/v1/jobs/{job}/dualwrite",
+        "get_dual_write",
+        "Our own triggers on the source: are they there, and intact",
+        Scope.READ,
+        look_at_triggers,
+        answer=shapes.DualWrite,
+        parameters=(
+            Parameter("script", "boolean", "With all that installing would do, as a script.", default=False),
+            CONNECTION,
+        ),
+        deadline_s=60.0,
+        problems=_PROBLEMS,
+    ),
+    Route(
+        "POST",
+        "/v1/jobs/{job}/dualwrite",
+        "change_dual_write",
+        "Put our triggers on the source, or take them away; where the operator allows it",
+        Scope.SUBMIT,
+        change_triggers,
+        answer=shapes.DualWriteChanged,
+        request=shapes.DualWriteChange,
+        body_required=True,
+        takes_if_match=True,
+        parameters=(CONNECTION,),
+        is_slow=True,
+        problems=(*_PROBLEMS, "changed_meanwhile", "not_allowed", "busy"),
+    ),
+)
