@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
@@ -16,7 +17,6 @@ import click
 
 from engine.cli import demo_shop
 from engine.cli.demo_shop import Comparison, Customers, Latencies
-from engine.cli.gate import look_at_gate
 from engine.cli.loop import run_async
 from engine.cli.progress import Display
 from engine.cli.terminal import Terminal, output_options
@@ -25,6 +25,7 @@ from engine.embedded import BinariesMissing, EmbeddedError, EmbeddedServer
 from engine.errors import BackfillError, VerificationMismatch
 from engine.events import ChunkCommitted, Emit, Event, PhaseChanged, Waiting
 from engine.fleet import LocalRun
+from engine.fleet.evidence import look_at_gate
 from engine.fleet.signals import TwoSignals, exit_code
 from engine.flow import RunResult, endpoints_of, inspect
 from engine.flow.dual_write_change import install
@@ -44,13 +45,29 @@ SETTINGS: Final[dict[str, str | int]] = {"shared_buffers": "256MB", "max_wal_siz
 @click.option("--rows", type=click.IntRange(1, 100_000_000), default=ROWS, show_default=True, help="Rows of the table.")
 @click.option("--major", type=click.Choice(MAJORS), default=MAJORS[0], show_default=True, help="PostgreSQL version.")
 @click.option("--keep", is_flag=True, help="Leave the server running at the end, until Ctrl-C, to look around.")
+@click.option("--serve", is_flag=True, help="Start a daemon beside the shop, to be tried by you, until Ctrl-C.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8471, show_default=True, help="Of that daemon.")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="backfill-demo",
+    show_default=True,
+    help="Where the daemon's backfill.toml and a job.yaml are written.",
+)
 @output_options
-def demo(terminal: Terminal, rows: int, major: str, keep: bool) -> int:
+def demo(terminal: Terminal, rows: int, major: str, keep: bool, serve: bool, port: int, folder: Path) -> int:
     """See it work: a real job on a live table, on a private PostgreSQL.
 
     Starts a server in a temporary folder, fills a table, lets customers write to it all the while, moves it to a new
     table, compares every row, and removes everything. Exits 0 only when both tables are equal.
+
+    With --serve it is you who submits the job, to a daemon, and watches it in a browser.
     """
+    if serve:
+        from engine.cli.demo_serve import ServedDemo  # only this wants the service
+
+        served = ServedDemo(terminal, rows=rows, major=int(major), keep=False, port=port, folder=folder)
+        return run_async(served.run())
     return run_async(Demo(terminal, rows=rows, major=int(major), keep=keep).run())
 
 

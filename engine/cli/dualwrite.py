@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 import click
 
+from engine.cli.jobs import open_daemon
 from engine.cli.loop import run_async
-from engine.cli.places import Place, dsn_of, job_argument, ledger_option, open_job, place_of
+from engine.cli.places import (
+    SLOW_PATIENCE_S,
+    Place,
+    Remote,
+    Where,
+    dsn_of,
+    job_argument,
+    ledger_option,
+    open_job,
+    place_of,
+)
 from engine.cli.terminal import Terminal, output_options
 from engine.db import Connection, Database
 from engine.errors import Stopped, UsageError
+from engine.fleet.evidence import differences, dual_write_json
 from engine.flow import dual_write_change as change
-from engine.flow.dual_write import DualWrite, look
+from engine.flow.dual_write import look
 from engine.flow.endpoints import endpoints_of
 from engine.flow.prepare import Prepared, inspect
 from engine.model import Side
 from engine.spec import JobSpec, units
 from engine.spec.misfit import Misfit
+
+_SAID: Final = {
+    "install": ("installed", "the triggers are there already, and intact"),
+    "remove": ("removed", "there are no triggers of this job"),
+}
+"""What is said of a change that was made, and of one that was not needed."""
 
 
 @click.command()
@@ -40,22 +58,25 @@ from engine.spec.misfit import Misfit
 )
 @click.option("--force", is_flag=True, help="With --remove: even while the job needs them.")
 @output_options
-def dualwrite(terminal: Terminal, job: str, dsn: str | None, action: str | None, patience: str, force: bool) -> int:
+def dualwrite(terminal: Terminal, job: str, where: Where, action: str | None, patience: str, force: bool) -> int:
     """Triggers on the source that bring what the application writes meanwhile to the target.
 
     To be installed before the job's first run. In place they fill the job's columns. Between two databases there are
     none: there the application writes both.
     """
-    place = place_of(job, dsn)
+    place = place_of(job, where)
+    if isinstance(place.where, Remote) and action is not None:
+        _seconds(patience)
+        return run_async(_by_daemon(terminal, place, action, patience, force=force))
     match action:
         case "print":
-            return run_async(_print(terminal, place, dsn))
+            return run_async(_print(terminal, place, where.dsn))
         case "install":
-            return run_async(_install(terminal, place, dsn, _seconds(patience)))
+            return run_async(_install(terminal, place, where.dsn, _seconds(patience)))
         case "remove":
-            return run_async(_remove(terminal, place, dsn, _seconds(patience), force=force))
+            return run_async(_remove(terminal, place, where.dsn, _seconds(patience), force=force))
         case "check":
-            return run_async(_check(terminal, place, dsn))
+            return run_async(_check(terminal, place, where.dsn))
         case _:
             raise UsageError("give one of --print, --install, --remove and --check")
 
@@ -65,6 +86,28 @@ def _seconds(text: str) -> float:
         return units.parse_duration(text)
     except Misfit as error:
         raise UsageError(f"--patience {error.message}", hint=error.hint) from None
+
+
+async def _by_daemon(terminal: Terminal, place: Place, action: str, patience: str, *, force: bool) -> int:
+    async with open_daemon(place, patience_s=SLOW_PATIENCE_S) as (client, connection):
+        if action in ("install", "remove"):
+            changed = await client.change_dual_write(
+                place.job,
+                "install" if action == "install" else "remove",
+                patience=patience,
+                force=force,
+                connection=connection,
+            )
+            outcome = change.Outcome(changed.job, changed.changed, tuple(changed.triggers), tuple(changed.tables))
+            _tell(terminal, outcome, *_SAID[action])
+            return 0
+        found = await client.dual_write(place.job, script=action == "print", connection=connection)
+    if action == "print":
+        _show_script(terminal, found.job, found.script or "")
+        return 0
+    shown = found.model_dump(mode="json", exclude={"script"})
+    said = "; ".join(found.problems) if found.installed else "no trigger of this job is installed"
+    return _show_check(terminal, shown, said)
 
 
 # -- where ------------------------------------------------------------------------------------------------------------
@@ -105,11 +148,15 @@ async def _print(terminal: Terminal, place: Place, dsn: str | None) -> int:
     prepared = await _prepared(place, dsn)
     async with _session(prepared.endpoints.source) as connection:
         script = await change.script(connection, prepared)
+    _show_script(terminal, prepared.spec.name, script)
+    return 0
+
+
+def _show_script(terminal: Terminal, job: str, script: str) -> None:
     if terminal.as_json:
-        terminal.json({"job": prepared.spec.name, "script": script})
+        terminal.json({"job": job, "script": script})
     else:
         terminal.data(script.rstrip())
-    return 0
 
 
 async def _install(terminal: Terminal, place: Place, dsn: str | None, patience_s: float) -> int:
@@ -118,9 +165,9 @@ async def _install(terminal: Terminal, place: Place, dsn: str | None, patience_s
     async with _session(prepared.endpoints.source) as connection:
         before = await look(connection, prepared)
         outcome = await change.install(connection, prepared, by=change.patience(patience_s, terminal.say))
-    _tell(terminal, outcome, "installed", "the triggers are there already, and intact")
+    _tell(terminal, outcome, *_SAID["install"])
     if before.installed and outcome.changed:
-        terminal.say(f"they were {_differences(before)}: what was written meanwhile shows in backfill verify", "yellow")
+        terminal.say(f"they were {differences(before)}: what was written meanwhile shows in backfill verify", "yellow")
     return 0
 
 
@@ -128,7 +175,7 @@ async def _remove(terminal: Terminal, place: Place, dsn: str | None, patience_s:
     database = place.database if place.spec is None else (await _databases(place, dsn))[1][0]
     async with _session(database) as connection:
         outcome = await change.remove(connection, place.job, force=force, by=change.patience(patience_s, terminal.say))
-    _tell(terminal, outcome, "removed", "there are no triggers of this job")
+    _tell(terminal, outcome, *_SAID["remove"])
     return 0
 
 
@@ -146,26 +193,15 @@ async def _check(terminal: Terminal, place: Place, dsn: str | None) -> int:
     change.wanted(prepared)
     async with _session(prepared.endpoints.source) as connection:
         found = await look(connection, prepared)
+    return _show_check(terminal, dual_write_json(prepared, found), differences(found))
+
+
+def _show_check(terminal: Terminal, shown: Mapping[str, Any], wrong: str) -> int:
     if terminal.as_json:
-        terminal.json(_json(prepared, found))
-    elif found.intact:
-        terminal.data(f"{prepared.spec.name}: the triggers are there, and do what the job asks for")
+        terminal.json(shown)
+    elif shown["intact"]:
+        terminal.data(f"{shown['job']}: the triggers are there, and do what the job asks for")
     else:
-        terminal.data(f"{prepared.spec.name}: {_differences(found)}")
+        terminal.data(f"{shown['job']}: {wrong}")
         terminal.say("backfill dualwrite --install puts them there as the job needs them")
-    return 0 if found.intact else Stopped.exit_code
-
-
-def _differences(found: DualWrite) -> str:
-    return "; ".join(found.problems) if found.installed else "no trigger of this job is installed"
-
-
-def _json(prepared: Prepared, found: DualWrite) -> dict[str, Any]:
-    return {
-        "job": prepared.spec.name,
-        "table": str(prepared.source_table.name),
-        "installed": found.installed,
-        "intact": found.intact,
-        "problems": list(found.problems),
-        "evidence": found.evidence,
-    }
+    return 0 if shown["intact"] else Stopped.exit_code

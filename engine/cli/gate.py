@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
 from typing import Final
 
 import click
 from rich.text import Text
 
+from engine.cli.jobs import open_daemon
 from engine.cli.known_spec import spec_of
 from engine.cli.loop import run_async
-from engine.cli.places import job_argument, ledger_option
+from engine.cli.places import Place, Where, job_argument, ledger_option, place_of, refuse_beside_daemon
 from engine.cli.terminal import Terminal, output_options
 from engine.errors import Stopped, VerificationMismatch
-from engine.flow import gate as gates
-from engine.flow.endpoints import endpoints_of
-from engine.flow.gate import Gate
-from engine.flow.prepare import inspect
-from engine.flow.shared import Sides
-from engine.ledger.store import Ledger
-from engine.model import Side
-from engine.spec import JobSpec
+from engine.fleet.evidence import look_at_gate
+from engine.flow.gate import Check, Gate
 
 _WIDTH: Final = len("dual_write")
 
@@ -30,14 +24,18 @@ _WIDTH: Final = len("dual_write")
 @ledger_option
 @click.option("--source-dsn", metavar="DSN", help="The source's database, where a job is given by its name.")
 @output_options
-def gate(terminal: Terminal, job: str, dsn: str | None, source_dsn: str | None) -> int:
+def gate(terminal: Terminal, job: str, where: Where, source_dsn: str | None) -> int:
     """Say whether the old side may be given up, and what the evidence is.
 
     The job is done; it was verified after its last write; the schema has not changed; dual-write is in place; no row is
     in quarantine; the target's server has lost nothing. Exits with 0 when all of it holds, with 6 when the last
     verification found differences, and with 7 otherwise. Changes nothing.
     """
-    found = run_async(look_at_gate(spec_of(job, dsn, source_dsn, listens=False)))
+    if where.remote() is not None:
+        refuse_beside_daemon(source_dsn=source_dsn)
+        found = run_async(_ask(place_of(job, where)))
+    else:
+        found = run_async(look_at_gate(spec_of(job, where, source_dsn, listens=False)))
     if terminal.as_json:
         terminal.json(found.as_json())
     else:
@@ -47,21 +45,11 @@ def gate(terminal: Terminal, job: str, dsn: str | None, source_dsn: str | None) 
     return VerificationMismatch.exit_code if found.mismatch else Stopped.exit_code
 
 
-async def look_at_gate(spec: JobSpec) -> Gate:
-    """The gate of the job of ``spec``, over sessions of its own."""
-    seen = await inspect(spec, endpoints_of(spec))
-    endpoints = seen.endpoints
-    async with AsyncExitStack() as stack:
-        here = await endpoints.target.connect("gate")
-        stack.push_async_callback(here.close)
-        sides: Sides = {Side.TARGET: here}
-        if not endpoints.is_one:
-            there = await endpoints.source.connect("gate")
-            stack.push_async_callback(there.close)
-            sides[Side.SOURCE] = there
-        ledger = Ledger(here)
-        await ledger.require()
-        return await gates.gate(seen, ledger, sides)
+async def _ask(place: Place) -> Gate:
+    async with open_daemon(place) as (client, connection):
+        found = await client.gate(place.job, connection=connection)
+    checks = tuple(Check(check.name, check.ok, check.detail, check.remedy) for check in found.checks)
+    return Gate(found.job, checks, found.mismatch)
 
 
 def _show(terminal: Terminal, found: Gate) -> None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
 
+from engine.cli.jobs import open_all_jobs, open_jobs
 from engine.cli.loop import run_async
-from engine.cli.places import Place, job_argument, ledger_option, open_job, open_ledger, place_of
+from engine.cli.places import Place, Where, job_argument, ledger_option, place_of
 from engine.cli.signals import changes_text
 from engine.cli.terminal import Terminal, output_options
 from engine.errors import UsageError
-from engine.ledger.records import HistoryEntry
+from engine.ledger.records import HistoryEntry, discreet
 from engine.spec.misfit import Misfit
 from engine.spec.units import parse_duration
 from engine.telemetry import numbers
 
-_URL: Final = re.compile(r"(https?://[^/?#\s\"',]+)[/?#][^\s\"',]+")
 _FIRST: Final = ("verified", "rows", "mismatched", "missing", "extra", "repaired", "unsettled")
 _ALWAYS: Final = ("verified",)
 _LAST: Final = ("message", "error", "reason")
@@ -30,13 +29,13 @@ _LAST: Final = ("message", "error", "reason")
 @click.option("--since", metavar="DURATION", help="Only what happened in so long, such as 2h.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the last N.")
 @output_options
-def history(terminal: Terminal, job: str, dsn: str | None, since: str | None, limit: int | None) -> int:
+def history(terminal: Terminal, job: str, where: Where, since: str | None, limit: int | None) -> int:
     """Show what happened to a job: when (UTC), what, who and why.  It outlives restart and cleanup.
 
     Who is the database's role, and in brackets the program: cli for a command, control for a process that runs the job.
     """
     since_s = None if since is None else _seconds(since)
-    entries = run_async(_history(place_of(job, dsn), since_s, limit))
+    entries = run_async(_history(place_of(job, where), since_s, limit))
     if terminal.as_json:
         terminal.json([_entry_json(entry) for entry in entries])
         return 0
@@ -57,11 +56,11 @@ def _seconds(text: str) -> float:
 
 
 async def _history(place: Place, since_s: float | None, limit: int | None) -> tuple[HistoryEntry, ...]:
-    async with open_ledger(place.database) as ledger:
-        entries = await ledger.history(place.job, since_s=since_s, limit=limit)
-        if entries or await ledger.history(place.job, limit=1):
+    async with open_all_jobs(place.where, required=True) as jobs:
+        entries = await jobs.history(place.job, since_s=since_s, limit=limit)
+        if entries or await jobs.history(place.job, since_s=None, limit=1):
             return entries
-    async with open_job(place):  # neither history nor job: say so, with the nearest name
+    async with open_jobs(place):  # neither history nor job: say so, with the nearest name
         return ()
 
 
@@ -70,20 +69,7 @@ def _head(entry: HistoryEntry) -> tuple[str, str, str]:
 
 
 def _entry_json(entry: HistoryEntry) -> dict[str, Any]:
-    return {"at": entry.at.isoformat(), "who": entry.who, "what": entry.what, "detail": _discreet(entry.detail)}
-
-
-def _discreet(value: Any) -> Any:
-    """Without what follows the host in a URL: a token may be there, and history is shown to many."""
-    match value:
-        case str():
-            return _URL.sub(r"\1/…", value)
-        case Mapping():
-            return {name: _discreet(item) for name, item in value.items()}
-        case list():
-            return [_discreet(item) for item in value]
-        case _:
-            return value
+    return entry.as_json()
 
 
 # -- in words ---------------------------------------------------------------------------------------------------------
@@ -91,7 +77,7 @@ def _discreet(value: Any) -> Any:
 
 def detail_text(entry: HistoryEntry) -> str:
     """``was running, reason: disk is filling``; of settings and orders what changed in them, and only that."""
-    rest = dict(_discreet(entry.detail))
+    rest = dict(discreet(entry.detail))
     before, after = rest.pop("from", None), rest.pop("to", None)
     parts = [_change(entry.what, before, after)]
     ordered = [name for name in _FIRST if name in rest] + sorted(rest.keys() - {*_FIRST, *_LAST})

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from engine.cli.loop import run_async
-from engine.cli.places import Place, dsn_of, open_job, place_of
+from engine.cli.places import Place, Where, dsn_of, open_job, place_of
 from engine.fleet import Lent
 from engine.spec import Dsn, JobSpec
 
 
 def spec_of(
-    job: str, dsn: str | None, source_dsn: str | None, *, urls: Sequence[str] = (), listens: bool = True
+    job: str, where: Where, source_dsn: str | None, *, urls: Sequence[str] = (), listens: bool = True
 ) -> JobSpec:
     """The spec of a job with this terminal's connections: its file, or what the ledger keeps of it.
 
@@ -21,11 +21,11 @@ def spec_of(
     spec of a job that is given by its name has none.  Raises ``UsageError`` where a job between two databases is named
     and its source's connection is not known.
     """
-    place = place_of(job, dsn)
+    place = place_of(job, where)
     if place.spec is not None:
         return place.spec
     lent = Lent(
-        target=Dsn.from_environment(os.environ) if dsn is None else dsn_of(dsn, "--dsn"),
+        target=Dsn.from_environment(os.environ) if where.dsn is None else dsn_of(where.dsn, "--dsn"),
         source=None if source_dsn is None else dsn_of(source_dsn, "--source-dsn"),
         urls=frozenset(urls),
     )

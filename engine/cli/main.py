@@ -40,6 +40,8 @@ COMMANDS: Final = {
     "gate": "engine.cli.gate:gate",
     "worker": "engine.cli.worker:worker",
     "serve": "engine.cli.serve:serve",
+    "token": "engine.cli.token:token",
+    "health": "engine.cli.health:health",
     "grants": "engine.cli.grants:grants",
     "dualwrite": "engine.cli.dualwrite:dualwrite",
     "doctor": "engine.cli.doctor:doctor",

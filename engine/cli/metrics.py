@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -68,6 +68,29 @@ def _options(listen: str | None, linger: str) -> MetricsOptions:
     return MetricsOptions(listen, linger_s)
 
 
+@contextmanager
+def listening(terminal: Terminal, metrics: Metrics, listen: str | None) -> Iterator[None]:
+    """Serve ``metrics`` while the block runs, where that is asked for.  Raises ``UsageError`` when it cannot be."""
+    if listen is None:
+        yield
+        return
+    exposition = _exposed(terminal, metrics, listen)
+    try:
+        yield
+    finally:
+        exposition.close()
+
+
+def _exposed(terminal: Terminal, metrics: Metrics, listen: str) -> Exposition:
+    from engine.telemetry.exposition import Exposition
+
+    exposition = Exposition(metrics, listen)
+    exposition.open()
+    url = exposition.url
+    terminal.tell(Entry(event="metrics.listening", message=f"metrics: {url}", fields={"url": url}))
+    return exposition
+
+
 class Observer:
     """What is seen of a run from outside; without ``--metrics-listen``, nothing.  An ``Emit``."""
 
@@ -80,14 +103,10 @@ class Observer:
         self._exposition: Exposition | None = None
         self._has_warned = False
         if options.listen is not None:
-            from engine.telemetry.exposition import Exposition
             from engine.telemetry.metrics import Metrics
 
             self._metrics = Metrics(self._clock.now)
-            self._exposition = Exposition(self._metrics, options.listen)
-            self._exposition.open()
-            url = self._exposition.url
-            terminal.tell(Entry(event="metrics.listening", message=f"metrics: {url}", fields={"url": url}))
+            self._exposition = _exposed(terminal, self._metrics, options.listen)
 
     def __call__(self, event: Event) -> None:
         """Count.  What goes wrong here never reaches the job."""
@@ -115,15 +134,9 @@ class Observer:
     def _tasks(
         self, metrics: Metrics, ledger: Database, supervisor: Callable[[], Supervisor | None], emit: Emit
     ) -> list[asyncio.Task[None]]:
-        from engine.fleet.reporter import LEASE_S, TRUST, Reporter
-        from engine.fleet.vitals import VitalsWatch
+        from engine.fleet.observing import observe
 
-        # The reporter itself hides what it can no longer answer for, but not while the event loop stands still.
-        show = partial(metrics.report, valid_s=TRUST * LEASE_S)
-        tasks = [
-            asyncio.create_task(Reporter(ledger, show, emit=emit).run(), name="reporter"),
-            asyncio.create_task(VitalsWatch(supervisor, metrics.vitals, metrics.forget_vitals).run(), name="vitals"),
-        ]
+        tasks = observe(metrics, ledger, lambda: filter(None, (supervisor(),)), emit)
         for task in tasks:
             task.add_done_callback(self._ended)
         return tasks

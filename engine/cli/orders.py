@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 import click
 
+from engine.cli.jobs import open_jobs
 from engine.cli.loop import run_async
-from engine.cli.places import Place, job_argument, ledger_option, open_job, place_of
+from engine.cli.places import Place, Where, job_argument, ledger_option, place_of
 from engine.cli.terminal import Terminal, output_options
 from engine.cli.words import what_next
-from engine.errors import HeldByOperator, Stopped
 from engine.ledger.records import JobStatus
 from engine.model import JobState
 from engine.telemetry import numbers
@@ -27,28 +27,27 @@ def _order(command: Command) -> Command:
 
 @click.command()
 @_order
-def pause(terminal: Terminal, job: str, dsn: str | None, reason: str | None) -> int:
+def pause(terminal: Terminal, job: str, where: Where, reason: str | None) -> int:
     """Stop a job after the chunks in hand, until somebody resumes it.
 
     Wherever it runs; nothing but resume lets it go on, not even another run.
     """
-    status = run_async(_pause(place_of(job, dsn), reason))
+    status = run_async(_pause(place_of(job, where), reason))
     if status.state is JobState.PAUSED:
         return _tell(terminal, status, f"{status.job} is paused; backfill resume lets it go on")
     return _tell(terminal, status, f"{status.job} is {status.state.value}: there is nothing to pause")
 
 
 async def _pause(place: Place, reason: str | None) -> JobStatus:
-    async with open_job(place) as ledger:
-        await ledger.pause(place.job, reason)
-        return await ledger.status(place.job)
+    async with open_jobs(place) as jobs:
+        return await jobs.pause(place.job, reason)
 
 
 @click.command()
 @_order
-def resume(terminal: Terminal, job: str, dsn: str | None, reason: str | None) -> int:
+def resume(terminal: Terminal, job: str, where: Where, reason: str | None) -> int:
     """Let a paused job go on, or a failed one whose cause is mended."""
-    status = run_async(_resume(place_of(job, dsn), reason))
+    status = run_async(_resume(place_of(job, where), reason))
     workers = (
         "" if status.workers or status.state.is_final else f"; whoever waits for it goes on, else {what_next(status)}"
     )
@@ -58,31 +57,23 @@ def resume(terminal: Terminal, job: str, dsn: str | None, reason: str | None) ->
 
 
 async def _resume(place: Place, reason: str | None) -> JobStatus:
-    async with open_job(place) as ledger:
-        state = await ledger.resume(place.job, reason)
-        status = await ledger.status(place.job)
-    anew = "backfill restart begins it anew"
-    if state is JobState.CANCELLED:
-        raise HeldByOperator(f"job {place.job} was cancelled, which is final", state=state, hint=anew)
-    if state is JobState.FAILED:
-        raise Stopped(f"job {place.job} cannot be resumed: {status.error_message}", hint=status.error_hint or anew)
-    return status
+    async with open_jobs(place) as jobs:
+        return await jobs.resume(place.job, reason)
 
 
 @click.command()
 @_order
-def cancel(terminal: Terminal, job: str, dsn: str | None, reason: str | None) -> int:
+def cancel(terminal: Terminal, job: str, where: Where, reason: str | None) -> int:
     """End a job for good.  Rows that were moved stay; only restart begins it anew."""
-    status = run_async(_cancel(place_of(job, dsn), reason))
+    status = run_async(_cancel(place_of(job, where), reason))
     if status.state is JobState.CANCELLED:
         return _tell(terminal, status, f"{status.job} is cancelled; {numbers.count(status.rows_done)} moved rows stay")
     return _tell(terminal, status, f"{status.job} is {status.state.value}: there is nothing to cancel")
 
 
 async def _cancel(place: Place, reason: str | None) -> JobStatus:
-    async with open_job(place) as ledger:
-        await ledger.cancel(place.job, reason)
-        return await ledger.status(place.job)
+    async with open_jobs(place) as jobs:
+        return await jobs.cancel(place.job, reason)
 
 
 def _tell(terminal: Terminal, status: JobStatus, text: str) -> int:

@@ -9,16 +9,18 @@ from typing import Final
 import click
 from rich.text import Text
 
+from engine.cli.jobs import open_jobs
 from engine.cli.loop import run_async
-from engine.cli.places import Place, job_argument, ledger_option, open_job, place_of
-from engine.cli.signals import amount, built_in, orders_text, signal_lines, signal_name, threshold, unit_of
+from engine.cli.places import Place, Where, job_argument, ledger_option, place_of
+from engine.cli.signals import amount, orders_text, signal_lines, signal_name, threshold, unit_of
 from engine.cli.terminal import Terminal, output_options
 from engine.cli.words import pace_block, pace_line
 from engine.errors import UsageError
+from engine.flow.pace_orders import check_order, signal_named
 from engine.ledger.orders import ALL_ORDERS, ROWS, WAL, PaceOrders, SignalOrder, merged
-from engine.ledger.records import JobRecord, JobStatus
+from engine.ledger.records import JobStatus
 from engine.pace.law import Unit
-from engine.spec import JobSpec, units
+from engine.spec import units
 from engine.spec.misfit import Misfit
 from engine.spec.pacing import MAX_RATE_PER_S, WAL_RATE_RANGE
 from engine.spec.signals import SignalSpec
@@ -62,7 +64,7 @@ class _Flags:
 def pace(
     terminal: Terminal,
     job: str,
-    dsn: str | None,
+    where: Where,
     rows: float | None,
     wal: str | None,
     lift: bool,
@@ -84,16 +86,16 @@ def pace(
     flags = _Flags(rows, _wal(wal), lift, workers, targets, maxima, off, on, reset)
     if lift and (rows is not None or wal is not None):
         raise UsageError("--no-limit lifts limits: it cannot stand beside one")
-    place = place_of(job, dsn)
+    place = place_of(job, where)
     if not flags.order_anything:
         if reason is not None:
             raise UsageError("--reason of what? Give an order with it", hint="backfill pace --help shows them")
         _show(terminal, *run_async(_look(place)))
         return 0
-    status, spec = run_async(_order(place, flags, reason))
+    status, known = run_async(_order(place, flags, reason))
     if terminal.as_json:
         terminal.json(status.as_json())
-    ordered = orders_text(status.orders, unit_of(status, spec))
+    ordered = orders_text(status.orders, unit_of(status, known))
     terminal.say(f"{status.job}: {f'ordered: {ordered}' if ordered else 'no orders: what the spec says counts'}")
     if status.state.is_final:
         terminal.say(f"  but it is {status.state.value}")
@@ -121,18 +123,15 @@ def _wal(text: str | None) -> float | None:
 # -- ordering ---------------------------------------------------------------------------------------------------------
 
 
-async def _order(place: Place, flags: _Flags, reason: str | None) -> tuple[JobStatus, JobSpec]:
-    async with open_job(place) as ledger:
-        record = await ledger.job(place.job)
-        spec = JobSpec.from_ledger(record.spec)
-        change, reset = _change(record, spec, flags)
-        await ledger.order_pace(place.job, change, reset, reason=reason)
-        return await ledger.status(place.job), spec
+async def _order(place: Place, flags: _Flags, reason: str | None) -> tuple[JobStatus, dict[str, SignalSpec]]:
+    async with open_jobs(place) as jobs:
+        known = await jobs.signals(place.job)
+        change, reset = _change(await jobs.orders(place.job), known, flags)
+        return await jobs.order_pace(place.job, change, reset, reason=reason), known
 
 
-def _change(record: JobRecord, spec: JobSpec, flags: _Flags) -> tuple[PaceOrders, Sequence[str]]:
+def _change(ordered: PaceOrders, known: dict[str, SignalSpec], flags: _Flags) -> tuple[PaceOrders, Sequence[str]]:
     """What the flags change, checked against the job's own signals.  Raises ``UsageError``."""
-    known = {signal.name: signal for signal in spec.pace.effective_signals()}
     orders: dict[str, SignalOrder] = {}
     for flag, texts in (("--target", flags.targets), ("--max", flags.maxima)):
         for text in texts:
@@ -140,7 +139,7 @@ def _change(record: JobRecord, spec: JobSpec, flags: _Flags) -> tuple[PaceOrders
             if not equals or not value:
                 raise UsageError(f"{flag} {text!r} is not SIGNAL=VALUE")
             name = signal_name(named, known, flag)
-            number = threshold(value, _signal(name, known), flag, is_target=flag == "--target")
+            number = threshold(value, signal_named(name, known), flag, is_target=flag == "--target")
             part = {"target": number} if flag == "--target" else {"maximum": number}
             orders[name] = replace(orders.get(name, SignalOrder(off=False)), **part)  # type: ignore[arg-type]
     for flag, names, off in (("--off", flags.off, True), ("--on", flags.on, False)):
@@ -150,31 +149,16 @@ def _change(record: JobRecord, spec: JobSpec, flags: _Flags) -> tuple[PaceOrders
             orders[name] = replace(orders.get(name, SignalOrder()), off=off)
     change = PaceOrders(flags.rows_per_s, flags.wal_bytes_per_s, flags.workers, orders)
     reset = ALL_ORDERS if flags.reset else (ROWS, WAL) if flags.lift else ()
-    wanted = PaceOrders.from_json(merged(record.orders.as_json(), change, reset))
+    wanted = PaceOrders.from_json(merged(ordered.as_json(), change, reset))
     for name in orders:
-        _check(_signal(name, known), wanted.signals.get(name, SignalOrder()))
+        _check(signal_named(name, known), wanted.signals.get(name, SignalOrder()))
     return change, reset
 
 
-def _signal(name: str, known: dict[str, SignalSpec]) -> SignalSpec:
-    """The job's signal of that name, or a built-in one that the job has not had so far."""
-    kind = built_in(name)
-    if name in known or kind is None:
-        return known[name]
-    return SignalSpec(kind=kind, off=True)
-
-
 def _check(signal: SignalSpec, order: SignalOrder) -> None:
-    """Refuse what would not be a signal: the same rules as for one that stands in a spec."""
-    if order.off:
-        return
+    """As for a signal that stands in a spec.  Raises ``UsageError``."""
     try:
-        replace(
-            signal,
-            target=order.target if order.target is not None else signal.target,
-            maximum=order.maximum if order.maximum is not None else signal.maximum,
-            off=False,
-        )
+        check_order(signal, order)
     except Misfit as error:
         raise UsageError(f"{signal.name} {error.message}", hint=error.hint) from None
 
@@ -182,16 +166,16 @@ def _check(signal: SignalSpec, order: SignalOrder) -> None:
 # -- showing ----------------------------------------------------------------------------------------------------------
 
 
-async def _look(place: Place) -> tuple[JobStatus, JobSpec]:
-    async with open_job(place) as ledger:
-        return await ledger.status(place.job), JobSpec.from_ledger((await ledger.job(place.job)).spec)
+async def _look(place: Place) -> tuple[JobStatus, dict[str, SignalSpec]]:
+    async with open_jobs(place) as jobs:
+        return await jobs.status(place.job), await jobs.signals(place.job)
 
 
-def _show(terminal: Terminal, status: JobStatus, spec: JobSpec) -> None:
+def _show(terminal: Terminal, status: JobStatus, known: dict[str, SignalSpec]) -> None:
     if terminal.as_json:
         terminal.json(status.as_json())
         return
     terminal.out.print(Text.assemble((status.job, "bold"), ": ", pace_line(status)))
-    terminal.details(pace_block(status, unit_of(status, spec)))
+    terminal.details(pace_block(status, unit_of(status, known)))
     for line in signal_lines(status):
         terminal.out.print(Text(line))

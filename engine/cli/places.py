@@ -1,7 +1,7 @@
-"""From arguments to databases: which ledger, which job, which connection string.
+"""From arguments to databases and daemons: which ledger, which job, which connection string.
 
-Precedence: ``--dsn``, then the spec's target where a spec file stands in the job's place, then BACKFILL_DSN, then
-libpq's PG* variables.
+Precedence: ``--dsn`` or ``--daemon``, then BACKFILL_DAEMON, then the target of the spec file that stands in the job's
+place, then BACKFILL_DSN, then libpq's PG* variables.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -22,11 +23,24 @@ from engine.errors import UnknownJob, UsageError
 from engine.flow.endpoints import endpoints_of
 from engine.ledger.store import Ledger, LedgerMissing
 from engine.model import Side
-from engine.spec import Dsn, JobSpec, load_spec, refuse_password
+from engine.spec import Dsn, JobSpec, Purpose, load_spec, refuse_password
 from engine.spec.misfit import Misfit
 from engine.spec.models import NAME_PATTERN
 
+if TYPE_CHECKING:  # loaded when used: most commands speak to a database
+    from engine.client import AsyncClient
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+DAEMON_VARIABLE: Final = "BACKFILL_DAEMON"
+PATIENCE_S: Final = 5.0
+"""How long a command tries to reach a daemon: whoever sits before it wants to know."""
+
+SLOW_PATIENCE_S: Final = 30.0
+"""The same where the answer itself takes its time."""
+
+LONG_PATIENCE_S: Final = 300.0
+"""The same of a command that watches a job: a daemon that is restarted, or moved to another machine, comes back."""
 
 _SPEC_SUFFIXES: Final = (".yaml", ".yml", ".json")
 
@@ -40,11 +54,84 @@ def dsn_of(text: str, flag: str) -> Dsn:
         raise UsageError(f"{flag} {error.message}", hint=error.hint) from None
 
 
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A daemon, as the command line names it.  ``connection``: which of its databases, where that must be said."""
+
+    url: str
+    token_file: str | None = None
+    connection: str | None = None
+
+    @property
+    def label(self) -> str:
+        """For people, as a database has one."""
+        return self.url
+
+    def client(self, *, patience_s: float = PATIENCE_S) -> AsyncClient:
+        """A client of that daemon.  Raises ``UsageError`` for an address or a token that cannot be one."""
+        from engine.client import AsyncClient
+
+        return AsyncClient(self.url, token_file=self.token_file, patience_s=patience_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What a command was told of where its jobs are; read it by ``remote``, which finds the contradictions."""
+
+    dsn: str | None = None
+    daemon: str | None = None
+    token_file: str | None = None
+    connection: str | None = None
+
+    def remote(self) -> Remote | None:
+        """The daemon to speak to, or None: then it is a database.  Raises ``UsageError``."""
+        if self.dsn is not None and self.daemon is not None:
+            raise UsageError("--dsn and --daemon cannot stand together", hint="a daemon knows its databases itself")
+        url = self.daemon or (os.environ.get(DAEMON_VARIABLE) if self.dsn is None else None)
+        if url:
+            return Remote(url, self.token_file, self.connection)
+        for flag, value in (("--token-file", self.token_file), ("--connection", self.connection)):
+            if value is not None:
+                raise UsageError(
+                    f"{flag} without --daemon", hint=f"name the daemon: --daemon URL, or {DAEMON_VARIABLE}"
+                )
+        return None
+
+
+def refuse_beside_daemon(**flags: object) -> None:
+    """Raise ``UsageError`` for flags that mean nothing to a daemon."""
+    for name, value in flags.items():
+        if value:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} beside --daemon", hint="the daemon goes by its own configuration")
+
+
+_REMOTE_OPTIONS: Final = (
+    click.option("--daemon", metavar="URL", help=f"Speak to this daemon instead. Default: {DAEMON_VARIABLE}."),
+    click.option("--connection", metavar="NAME", help="With --daemon: which of its databases."),
+    click.option("--token-file", metavar="FILE", help="With --daemon: holds the token. Default: BACKFILL_TOKEN."),
+)
+
+
+def daemon_options(command: Command, keyword: str = "where") -> Command:
+    """Adds ``--daemon`` and what belongs to it; the command gets all three, and its ``--dsn``, as a ``Where``."""
+
+    @wraps(command)
+    def wrapped(*args: Any, daemon: str | None, connection: str | None, token_file: str | None, **options: Any) -> Any:
+        options[keyword] = Where(options.pop("dsn", None), daemon, token_file, connection)
+        return command(*args, **options)
+
+    decorated: Any = wrapped
+    for option in reversed(_REMOTE_OPTIONS):
+        decorated = option(decorated)
+    return decorated  # type: ignore[no-any-return]  # as the command itself
+
+
 def ledger_option(command: Command) -> Command:
-    """Adds ``--dsn``: where the ledger is."""
+    """Adds ``--dsn`` and ``--daemon``: where the ledger is.  The command gets them as ``where``."""
     return click.option(
         "--dsn", metavar="DSN", help="The database that holds the ledger. Default: BACKFILL_DSN, else PG* variables."
-    )(command)
+    )(daemon_options(command))
 
 
 def job_argument(command: Command) -> Command:
@@ -54,24 +141,40 @@ def job_argument(command: Command) -> Command:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A job's name and the database of its ledger; ``spec`` where a file stood in the job's place."""
+    """A job's name and the database of its ledger, or the daemon that knows it; ``spec`` where a file stood in the
+    job's place.
+    """
 
     job: str
-    database: Database
+    where: Database | Remote
     spec: JobSpec | None = None
 
+    @property
+    def database(self) -> Database:
+        """The ledger's database, for what only a database can be asked."""
+        assert isinstance(self.where, Database)
+        return self.where
 
-def place_of(job: str, dsn: str | None) -> Place:
+    @property
+    def label(self) -> str:
+        """Where the job is looked for, for people."""
+        return self.where.label
+
+
+def place_of(job: str, where: Where) -> Place:
     """The job that an argument means: a spec file if there is one of that path, else a name."""
+    remote = where.remote()
     spec = None
     if Path(job).is_file():
-        spec = load_spec(job, os.environ)
+        spec = load_spec(job, os.environ, purpose=Purpose.HAND if remote is None else Purpose.DAEMON)
     elif not re.fullmatch(NAME_PATTERN, job):
         raise UsageError(f"{job!r} is neither a file nor a job's name", hint="backfill list shows the jobs of a ledger")
     name = spec.name if spec else job
-    if dsn is None and spec is not None:
+    if remote is not None:
+        return Place(name, remote, spec)
+    if where.dsn is None and spec is not None:
         return Place(name, endpoints_of(spec)[1], spec)
-    return Place(name, ledger_database(dsn, name), spec)
+    return Place(name, ledger_database(where.dsn, name), spec)
 
 
 def ledger_database(dsn: str | None, job: str = "") -> Database:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import click
 from rich.text import Text
 
 from engine.cli.loop import run_async
+from engine.cli.places import SLOW_PATIENCE_S, Remote
 from engine.cli.spec_options import spec_options
-from engine.cli.terminal import STYLES, Terminal, finding_json, output_options
+from engine.cli.terminal import STYLES, Terminal, output_options
 from engine.errors import PreflightRefused
 from engine.flow.endpoints import endpoints_of
-from engine.flow.prepare import Inspection, inspect
-from engine.model import Finding, Mode, Severity, Table
-from engine.plan.forecast import Forecast, Range, forecast
+from engine.flow.planned import forecast_of, plan_json
+from engine.flow.prepare import inspect
+from engine.model import Finding, Mode, Severity
 from engine.plan.preflight import refusals
 from engine.spec import JobSpec
 from engine.telemetry import numbers
@@ -24,100 +26,98 @@ MODE_WORDS: Final = {
     Mode.INSERT: "copy into another table of the same database",
     Mode.COPY: "copy into another database",
 }
-_FULL_PAGE: Final = 100
+_SCANS: Final = "scans the whole table"
 
 
 @click.command()
 @spec_options
 @output_options
-def plan(terminal: Terminal, spec: JobSpec) -> int:
+def plan(terminal: Terminal, spec: JobSpec, remote: Remote | None) -> int:
     """Show what a job would do, and touch nothing.
 
     Key and index, the check of the chunk query's plan, spans, rows, a rough forecast, and findings with what to do
     about each. Exits with 4 when the job would be refused.
     """
-    seen = run_async(inspect(spec, endpoints_of(spec)))
-    guess = _forecast(seen)
+    shown = run_async(_look(spec) if remote is None else _ask(spec, remote))
     if terminal.as_json:
-        terminal.json(_json(seen, guess))
+        terminal.json(shown)
     else:
-        _show(terminal, seen, guess)
-    return PreflightRefused.exit_code if refusals(seen.findings) else 0
+        show(terminal, shown)
+    return PreflightRefused.exit_code if shown["refused"] else 0
 
 
-def _forecast(seen: Inspection) -> Forecast | None:
-    if seen.plan is None:
-        return None
-    return forecast(
-        seen.mode,
-        seen.source,
-        seen.target,
-        rows=seen.plan.rows,
-        workers=seen.spec.workers,
-        max_rows_per_s=seen.spec.pace.max_rows_per_s,
-        hot=_stays_on_page(seen),
-    )
+async def _look(spec: JobSpec) -> dict[str, Any]:
+    seen = await inspect(spec, endpoints_of(spec))
+    return plan_json(seen, forecast_of(seen))
 
 
-def _stays_on_page(seen: Inspection) -> bool:
-    """Whether updates can be heap-only: no set column is indexed, and pages have room left."""
-    indexed = {column for index in seen.source.indexes for column in (*index.columns, *index.reads)}
-    return seen.mode is Mode.UPDATE and seen.source.fillfactor < _FULL_PAGE and not indexed & set(seen.spec.set)
+async def _ask(spec: JobSpec, remote: Remote) -> dict[str, Any]:
+    async with remote.client(patience_s=SLOW_PATIENCE_S) as client:
+        return (await client.plan(spec.for_ledger())).model_dump(mode="json")
 
 
 # -- for people -------------------------------------------------------------------------------------------------------
 
 
-def _show(terminal: Terminal, seen: Inspection, guess: Forecast | None) -> None:
-    terminal.out.print(Text.assemble((seen.spec.name, "bold"), f": {MODE_WORDS[seen.mode]}"))
-    terminal.details(_lines(seen, guess))
-    for finding in seen.findings:
+def show(terminal: Terminal, shown: Mapping[str, Any]) -> None:
+    """The object of ``plan --json`` for people."""
+    terminal.out.print(Text.assemble((shown["job"], "bold"), f": {MODE_WORDS[Mode(shown['mode'])]}"))
+    terminal.details(_lines(shown))
+    findings = [finding_of(found) for found in shown["findings"]]
+    for finding in findings:
         terminal.out.print(finding_text(finding))
-    refused = refusals(seen.findings)
-    if refused:
-        verdict = f"refused: {numbers.counted(len(refused), 'finding')} must be dealt with first"
+    if shown["refused"]:
+        verdict = f"refused: {numbers.counted(len(refusals(findings)), 'finding')} must be dealt with first"
         terminal.out.print(Text(verdict, style=STYLES[Severity.REFUSE]))
     else:
         terminal.out.print(Text("nothing was touched; backfill run starts it", style="green"))
 
 
-def _lines(seen: Inspection, guess: Forecast | None) -> list[tuple[str, str]]:
-    lines = [("source", _table(seen.endpoints.source.label, seen.source))]
-    if seen.target is not None:
-        lines.append(("target", _table(seen.endpoints.target.label, seen.target)))
-    elif seen.spec.target is not None:
-        lines.append(("target", f"{seen.endpoints.target.label} {seen.spec.target.table} (not there)"))
-    if seen.key is not None:
-        lines.append(("key", f"{', '.join(seen.key.names)} (index {seen.key.index})"))
-    for check in seen.checks:
-        way = "forced to the index" if check.forced else "by itself"
-        index = f"index {check.index}, {way}" if check.index and not check.scans_table else "scans the whole table"
-        lines.append(("plan check", f"{check.query}: {index}"))
-    if not seen.checks and seen.key is not None:
+def _lines(shown: Mapping[str, Any]) -> list[tuple[str, str]]:
+    lines = [("source", _table(shown["source"]))]
+    if shown["target"] is not None:
+        lines.append(("target", _table(shown["target"])))
+    elif shown["target_missing"] is not None:
+        lines.append(("target", f"{shown['target_missing']} (not there)"))
+    key, checks, guess = shown["key"], shown["plan_checks"], shown["forecast"]
+    if key is not None:
+        lines.append(("key", f"{', '.join(key['columns'])} (index {key['index']})"))
+    for check in checks:
+        way = "forced to the index" if check["forced"] else "by itself"
+        index = check["index"]
+        by_index = index and not check["scans_table"]
+        lines.append(("plan check", f"{check['query']}: {f'index {index}, {way}' if by_index else _SCANS}"))
+    if not checks and key is not None:
         lines.append(("plan check", "not needed: the table is small"))
-    if seen.plan is not None:
-        count = numbers.counted(len(seen.plan.spans), "span")
-        lines.append(("rows", f"about {numbers.count(seen.plan.rows)} in {count} (from {seen.plan.basis})"))
-    lines.append(("workers", str(seen.spec.workers)))
+    if shown["rows_estimated"] is not None:
+        count = numbers.counted(shown["spans"], "span")
+        lines.append(("rows", f"about {numbers.count(shown['rows_estimated'])} in {count} (from {shown['basis']})"))
+    lines.append(("workers", str(shown["workers"])))
     if guess is not None:
         lines += [
-            ("time", f"{_range(guess.seconds, numbers.duration)} (rough)"),
-            ("WAL", f"{_range(guess.wal_bytes, numbers.size)} (rough)"),
-            ("growth", f"{_range(guess.growth_bytes, numbers.size)} of the written table (rough)"),
-            ("basis", guess.basis),
+            ("time", f"{_range(guess['seconds'], numbers.duration)} (rough)"),
+            ("WAL", f"{_range(guess['wal_bytes'], numbers.size)} (rough)"),
+            ("growth", f"{_range(guess['growth_bytes'], numbers.size)} of the written table (rough)"),
+            ("basis", guess["basis"]),
         ]
     return lines
 
 
-def _table(label: str, table: Table) -> str:
-    rows = "never analysed" if table.rows < 0 else f"about {numbers.count(table.rows)} rows"
-    sizes = f"{numbers.size(table.heap_bytes + table.toast_bytes)} and {numbers.size(table.index_bytes)} of indexes"
-    return f"{label} {table.name}, {rows}, {sizes}"
+def _table(table: Mapping[str, Any]) -> str:
+    rows = "never analysed" if table["rows"] is None else f"about {numbers.count(table['rows'])} rows"
+    heap_bytes = table["heap_bytes"] + table["toast_bytes"]
+    sizes = f"{numbers.size(heap_bytes)} and {numbers.size(table['index_bytes'])} of indexes"
+    return f"{table['database']} {table['table']}, {rows}, {sizes}"
 
 
-def _range(values: Range, show: Any) -> str:
-    low, high = show(values.low), show(values.high)
+def _range(values: Sequence[float], show: Callable[[float], str]) -> str:
+    low, high = map(show, values)
     return low if low == high else f"{low} to {high}"
+
+
+def finding_of(shown: Mapping[str, Any]) -> Finding:
+    """The inverse of ``finding_json``."""
+    return Finding(shown["code"], Severity(shown["severity"]), shown["message"], shown["remedy"])
 
 
 def finding_text(finding: Finding) -> Text:
@@ -129,46 +129,3 @@ def finding_text(finding: Finding) -> Text:
         f": {finding.message}\n",
         (f"          {finding.remedy}", "dim"),
     )
-
-
-# -- for programs -----------------------------------------------------------------------------------------------------
-
-
-def _json(seen: Inspection, guess: Forecast | None) -> dict[str, Any]:
-    return {
-        "job": seen.spec.name,
-        "mode": seen.mode.value,
-        "source": _table_json(seen.endpoints.source.label, seen.source),
-        "target": None if seen.target is None else _table_json(seen.endpoints.target.label, seen.target),
-        "key": None if seen.key is None else {"columns": list(seen.key.names), "index": seen.key.index},
-        "plan_checks": [
-            {"query": c.query, "index": c.index, "scans_table": c.scans_table, "forced": c.forced} for c in seen.checks
-        ],
-        "rows_estimated": None if seen.plan is None else round(seen.plan.rows),
-        "spans": None if seen.plan is None else len(seen.plan.spans),
-        "basis": None if seen.plan is None else seen.plan.basis,
-        "workers": seen.spec.workers,
-        "forecast": None if guess is None else _forecast_json(guess),
-        "findings": [finding_json(f) for f in seen.findings],
-        "refused": bool(refusals(seen.findings)),
-    }
-
-
-def _table_json(label: str, table: Table) -> dict[str, Any]:
-    return {
-        "database": label,
-        "table": str(table.name),
-        "rows": None if table.rows < 0 else round(table.rows),
-        "heap_bytes": table.heap_bytes,
-        "toast_bytes": table.toast_bytes,
-        "index_bytes": table.index_bytes,
-    }
-
-
-def _forecast_json(guess: Forecast) -> dict[str, Any]:
-    return {
-        "seconds": [round(guess.seconds.low, 3), round(guess.seconds.high, 3)],
-        "wal_bytes": [round(guess.wal_bytes.low), round(guess.wal_bytes.high)],
-        "growth_bytes": [round(guess.growth_bytes.low), round(guess.growth_bytes.high)],
-        "basis": guess.basis,
-    }

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -17,7 +17,7 @@ from engine.cli.terminal import Terminal
 from engine.cli.words import STYLES, limit_words, one_line, reason, rows, waits
 from engine.clock import Clock, SystemClock
 from engine.events import ChunkCommitted, Event, JobFinished, Waiting
-from engine.flow.supervisor import Supervisor
+from engine.flow.worker import Worker
 from engine.ledger.records import JobStatus
 from engine.telemetry import numbers
 from engine.telemetry.entries import PROGRESS, Entry
@@ -34,7 +34,22 @@ SETTLE_S: Final = 1.0
 
 _BAR_WIDTH: Final = 30
 
-Watched = Callable[[], Supervisor | None]
+
+class Runner(Protocol):
+    """Who runs the job: a supervisor here, or a daemon, whose workers are not seen."""
+
+    @property
+    def status(self) -> JobStatus | None:
+        """The job as it was seen last."""
+        ...
+
+    @property
+    def workers(self) -> Sequence[Worker]:
+        """The workers of this process."""
+        ...
+
+
+Watched = Callable[[], Runner | None]
 
 
 class Display:
@@ -145,7 +160,7 @@ class Display:
         elapsed_s = self._clock.now() - self._own_since if self._own_since is not None else 0.0
         return self._own_rows / elapsed_s if elapsed_s > REPAINT_S else 0.0
 
-    def _headline(self, supervisor: Supervisor) -> RenderableType:
+    def _headline(self, supervisor: Runner) -> RenderableType:
         status = supervisor.status
         assert status is not None
         text = rows(status)

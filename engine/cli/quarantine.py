@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import click
 
+from engine.cli.jobs import open_daemon, open_jobs
 from engine.cli.known_spec import spec_of
 from engine.cli.loop import run_async
-from engine.cli.places import Place, job_argument, ledger_option, open_job, place_of
+from engine.cli.places import (
+    SLOW_PATIENCE_S,
+    Place,
+    Remote,
+    Where,
+    job_argument,
+    ledger_option,
+    open_job,
+    place_of,
+    refuse_beside_daemon,
+)
 from engine.cli.terminal import Terminal, confirm, output_options
 from engine.cli.words import moment
 from engine.errors import Stopped, UsageError
 from engine.flow.endpoints import endpoints_of
 from engine.flow.prepare import inspect
-from engine.flow.quarantine import Outcome, Retried, Retry
+from engine.flow.quarantine import Outcome, Retried, Retry, check_ids
 from engine.ledger.records import Quarantined
-from engine.ledger.store import Ledger
 from engine.model import JobState
 from engine.spec import JobSpec
 from engine.telemetry import numbers
@@ -67,16 +78,14 @@ def quarantine() -> None:
 )
 @click.option("--show-rows", is_flag=True, help="Show the keys of the rows, too.")
 @output_options
-def list_rows(terminal: Terminal, job: str, dsn: str | None, limit: int, show_rows: bool) -> int:
+def list_rows(terminal: Terminal, job: str, where: Where, limit: int, show_rows: bool) -> int:
     """Show what is set aside, and why: by SQLSTATE, then row by row."""
-    return run_async(_list(terminal, place_of(job, dsn), limit, show_rows=show_rows))
+    return run_async(_list(terminal, place_of(job, where), limit, show_rows=show_rows))
 
 
 async def _list(terminal: Terminal, place: Place, limit: int, *, show_rows: bool) -> int:
-    async with open_job(place) as ledger:
-        job_id = (await ledger.job(place.job)).id
-        counts = await ledger.quarantined_by_sqlstate(job_id)
-        rows = await ledger.quarantined(job_id, limit)
+    async with open_jobs(place) as jobs:
+        counts, rows = await jobs.quarantine(place.job, limit, show_rows=show_rows)
     total = sum(counts.values())
     if terminal.as_json:
         shown = [_row_json(row, show_rows=show_rows) for row in rows]
@@ -123,7 +132,7 @@ def _row_json(row: Quarantined, *, show_rows: bool) -> dict[str, Any]:
 def retry(
     terminal: Terminal,
     job: str,
-    dsn: str | None,
+    where: Where,
     source_dsn: str | None,
     ids: tuple[int, ...],
     everything: bool,
@@ -134,23 +143,43 @@ def retry(
     runs. Exits with 7 when rows cannot be written now either.
     """
     chosen = _chosen(ids, everything=everything)
-    spec = spec_of(job, dsn, source_dsn, listens=False)
-    return run_async(_retry(terminal, place_of(job, dsn), spec, chosen))
+    place = place_of(job, where)
+    if isinstance(place.where, Remote):
+        refuse_beside_daemon(source_dsn=source_dsn)
+        return run_async(_retry_there(terminal, place, chosen))
+    spec = spec_of(job, where, source_dsn, listens=False)
+    return run_async(_retry(terminal, place, spec, chosen))
+
+
+async def _retry_there(terminal: Terminal, place: Place, ids: tuple[int, ...] | None) -> int:
+    async with open_daemon(place, patience_s=SLOW_PATIENCE_S) as (client, connection):
+        found = (await client.retry_quarantine(place.job, ids, connection=connection)).model_dump(mode="json")
+        state = (await client.job(place.job, connection=connection)).state
+    tried = Retried(
+        Counter({outcome: found.get(outcome.value, 0) for outcome in Outcome}),
+        Counter(found.get("by_sqlstate", {})),
+        found.get("taken_back", 0),
+    )
+    return _tell_retried(terminal, place.job, tried, left=found["quarantined"], is_done=state is JobState.DONE)
 
 
 async def _retry(terminal: Terminal, place: Place, spec: JobSpec, ids: tuple[int, ...] | None) -> int:
     async with open_job(place) as ledger:
-        await _check_ids(ledger, place.job, ids)
+        await check_ids(ledger, place.job, ids)
     prepared = (await inspect(spec, endpoints_of(spec))).prepared()
     tried = await Retry(prepared, say=lambda reason: terminal.say(f"waiting for: {reason}")).run(ids)
     async with open_job(place) as ledger:
         record = await ledger.job(place.job)
         left = await ledger.quarantined_count(record.id)
+    return _tell_retried(terminal, place.job, tried, left=left, is_done=record.state is JobState.DONE)
+
+
+def _tell_retried(terminal: Terminal, job: str, tried: Retried, *, left: int, is_done: bool) -> int:
     if terminal.as_json:
-        terminal.json({"event": "quarantine.retried", "job": place.job, **tried.as_json(), "quarantined": left})
-    terminal.say(f"{place.job}: {_said(tried)}; {numbers.counted(left, 'row')} set aside now")
-    if tried.outcomes[Outcome.WRITTEN] and record.state is JobState.DONE:
-        terminal.say(f"  rows were written after the job's end: backfill verify {place.job} proves them", "dim")
+        terminal.json({"event": "quarantine.retried", "job": job, **tried.as_json(), "quarantined": left})
+    terminal.say(f"{job}: {_said(tried)}; {numbers.counted(left, 'row')} set aside now")
+    if tried.outcomes[Outcome.WRITTEN] and is_done:
+        terminal.say(f"  rows were written after the job's end: backfill verify {job} proves them", "dim")
     return Stopped.exit_code if tried.left else 0
 
 
@@ -165,19 +194,6 @@ def _said(tried: Retried) -> str:
     return ", ".join(said) or "nothing to try"
 
 
-async def _check_ids(ledger: Ledger, job: str, ids: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The numbers of the rows that are meant.  Raises ``UsageError`` for numbers that are not there."""
-    there = await ledger.quarantined_ids((await ledger.job(job)).id)
-    if ids is None:
-        return there
-    if unknown := sorted({*ids} - {*there}):
-        raise UsageError(
-            f"not set aside (any more): {', '.join(map(str, unknown))}",
-            hint=f"backfill quarantine list {job} shows the numbers",
-        )
-    return ids
-
-
 # -- drop -------------------------------------------------------------------------------------------------------------
 
 
@@ -187,16 +203,34 @@ async def _check_ids(ledger: Ledger, job: str, ids: tuple[int, ...] | None) -> t
 @_rows_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @output_options
-def drop(terminal: Terminal, job: str, dsn: str | None, ids: tuple[int, ...], everything: bool, yes: bool) -> int:
+def drop(terminal: Terminal, job: str, where: Where, ids: tuple[int, ...], everything: bool, yes: bool) -> int:
     """Forget rows that are set aside: the job will not write them, and nobody is reminded of them any more."""
     chosen = _chosen(ids, everything=everything)
-    return run_async(_drop(terminal, place_of(job, dsn), chosen, yes=yes))
+    place = place_of(job, where)
+    if isinstance(place.where, Remote):
+        return run_async(_drop_there(terminal, place, chosen, yes=yes))
+    return run_async(_drop(terminal, place, chosen, yes=yes))
+
+
+async def _drop_there(terminal: Terminal, place: Place, ids: tuple[int, ...] | None, *, yes: bool) -> int:
+    async with open_daemon(place) as (client, connection):
+        there = (await client.quarantine(place.job, limit=1, connection=connection)).quarantined
+        count = there if ids is None else len(ids)
+        dropped, left = 0, there
+        if count:
+            terminal.say(f"{place.job}: forgets {numbers.counted(count, 'row')} that could not be written")
+            if not confirm("drop them?", yes=yes):
+                return _NO
+            found = await client.drop_quarantine(place.job, ids, connection=connection)
+            dropped, left = found.dropped, found.quarantined
+    _tell_dropped(terminal, place.job, dropped, left)
+    return 0
 
 
 async def _drop(terminal: Terminal, place: Place, ids: tuple[int, ...] | None, *, yes: bool) -> int:
     async with open_job(place) as ledger:
         job_id = (await ledger.job(place.job)).id
-        chosen = await _check_ids(ledger, place.job, ids)
+        chosen = await check_ids(ledger, place.job, ids)
         dropped = 0
         if chosen:
             terminal.say(f"{place.job}: forgets {numbers.counted(len(chosen), 'row')} that could not be written")
@@ -205,9 +239,11 @@ async def _drop(terminal: Terminal, place: Place, ids: tuple[int, ...] | None, *
             dropped = await ledger.let_go(job_id, chosen)
             await ledger.record(place.job, "quarantine", {"dropped": dropped})
         left = await ledger.quarantined_count(job_id)
-    if terminal.as_json:
-        terminal.json({"job": place.job, "dropped": dropped, "quarantined": left})
-    terminal.say(
-        f"{place.job}: {numbers.counted(dropped, 'row')} dropped; {numbers.counted(left, 'row')} set aside now"
-    )
+    _tell_dropped(terminal, place.job, dropped, left)
     return 0
+
+
+def _tell_dropped(terminal: Terminal, job: str, dropped: int, left: int) -> None:
+    if terminal.as_json:
+        terminal.json({"job": job, "dropped": dropped, "quarantined": left})
+    terminal.say(f"{job}: {numbers.counted(dropped, 'row')} dropped; {numbers.counted(left, 'row')} set aside now")

@@ -6,16 +6,29 @@ import getpass
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import click
 
+from engine.cli.jobs import open_daemon, status_of
 from engine.cli.loop import run_async
-from engine.cli.places import Place, job_argument, ledger_database, ledger_option, open_job, open_ledger, place_of
+from engine.cli.places import (
+    SLOW_PATIENCE_S,
+    Place,
+    Remote,
+    Where,
+    job_argument,
+    ledger_database,
+    ledger_option,
+    open_job,
+    open_ledger,
+    place_of,
+)
 from engine.cli.terminal import Terminal, confirm, output_options
 from engine.cli.words import one_line
 from engine.db import Database
-from engine.errors import Busy, UsageError
+from engine.errors import UsageError
+from engine.fleet.removal import forget, refuse_alive, remove_triggers
 from engine.flow.dual_write_change import Installed, find_installed, patience, remove
 from engine.ledger.records import JobStatus
 from engine.model import Mode
@@ -23,19 +36,6 @@ from engine.telemetry import numbers
 
 _NO: Final = 8
 """The exit code when the person says no: nothing was done."""
-
-
-def _refuse_alive(status: JobStatus, *, force: bool) -> None:
-    if status.workers and not force:
-        raise Busy(
-            f"{numbers.counted(status.workers, 'worker')} of {status.job} are alive",
-            hint="backfill cancel stops them, or end their processes; --force goes on all the same",
-        )
-
-
-def _noted(status: JobStatus) -> dict[str, Any]:
-    """For the history, which outlives the job."""
-    return {"state": status.state.value, "rows": status.rows_done, "by": operator()}
 
 
 def operator() -> str:
@@ -56,34 +56,53 @@ def operator() -> str:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Even while workers are alive; what they hold is rolled back.")
 @output_options
-def restart(terminal: Terminal, job: str, dsn: str | None, yes: bool, force: bool) -> int:
+def restart(terminal: Terminal, job: str, where: Where, yes: bool, force: bool) -> int:
     """Forget a job's progress, so that the next run begins it anew.
 
     Rows that were moved stay where they are: the new run meets them again, and skips or rewrites them as its spec says.
     """
-    return run_async(_restart(terminal, place_of(job, dsn), yes=yes, force=force))
+    place = place_of(job, where)
+    if isinstance(place.where, Remote):
+        return run_async(_restart_there(terminal, place, yes=yes, force=force))
+    return run_async(_restart(terminal, place, yes=yes, force=force))
 
 
 async def _restart(terminal: Terminal, place: Place, *, yes: bool, force: bool) -> int:
     async with open_job(place) as ledger:
         status = await ledger.status(place.job)
-        _refuse_alive(status, force=force)
-        terminal.say(f"{status.job}: {one_line(status)}")
-        terminal.say("forgets: its spans and cursors; keeps: the rows in the tables, and its history")
-        if status.mode is not Mode.UPDATE:
-            terminal.say(
-                "the new run will not take out rows of this one that were deleted at the source since", "yellow"
-            )
-        if not confirm("begin it anew?", yes=yes):
+        refuse_alive(status, force=force)
+        if not _agreed_to_restart(terminal, status, yes=yes):
             return _NO
         # Asking takes time: somebody may have begun meanwhile.
-        _refuse_alive(await ledger.status(place.job), force=force)
-        await ledger.record(place.job, "restart", _noted(status))
-        await ledger.forget(place.job)
+        refuse_alive(await ledger.status(place.job), force=force)
+        await forget(ledger, status, "restart", by=operator())
     if terminal.as_json:
         terminal.json({"job": place.job, "restarted": True})
     terminal.say(f"{place.job} is forgotten; the next backfill run begins it anew")
     return 0
+
+
+async def _restart_there(terminal: Terminal, place: Place, *, yes: bool, force: bool) -> int:
+    """A daemon begins the job anew by itself, with the spec that it has."""
+    async with open_daemon(place, patience_s=SLOW_PATIENCE_S) as (client, connection):
+        shown = await client.job(place.job, connection=connection)
+        status = status_of(shown)
+        refuse_alive(status, force=force)
+        if not _agreed_to_restart(terminal, status, yes=yes):
+            return _NO
+        await client.restart(place.job, force=force, if_match=None if force else shown.revision, connection=connection)
+    if terminal.as_json:
+        terminal.json({"job": place.job, "restarted": True})
+    terminal.say(f"{place.job} begins anew; backfill run --attach watches it")
+    return 0
+
+
+def _agreed_to_restart(terminal: Terminal, status: JobStatus, *, yes: bool) -> bool:
+    terminal.say(f"{status.job}: {one_line(status)}")
+    terminal.say("forgets: its spans and cursors; keeps: the rows in the tables, and its history")
+    if status.mode is not Mode.UPDATE:
+        terminal.say("the new run will not take out rows of this one that were deleted at the source since", "yellow")
+    return confirm("begin it anew?", yes=yes)
 
 
 # -- cleanup ----------------------------------------------------------------------------------------------------------
@@ -96,7 +115,7 @@ async def _restart(terminal: Terminal, place: Place, *, yes: bool, force: bool) 
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Even while workers are alive; what they hold is rolled back.")
 @output_options
-def cleanup(terminal: Terminal, job: str | None, dsn: str | None, everything: bool, yes: bool, force: bool) -> int:
+def cleanup(terminal: Terminal, job: str | None, where: Where, everything: bool, yes: bool, force: bool) -> int:
     """Remove what a job keeps in the database, or all that this program ever put there, after showing it.
 
     Rows of your tables are never touched.
@@ -104,14 +123,18 @@ def cleanup(terminal: Terminal, job: str | None, dsn: str | None, everything: bo
     if (job is None) == (not everything):
         raise UsageError("give either a job or --all")
     if job is not None:
-        return run_async(_cleanup_job(terminal, place_of(job, dsn), yes=yes, force=force))
-    return run_async(_cleanup_all(terminal, ledger_database(dsn), yes=yes, force=force))
+        place = place_of(job, where)
+        clean = _cleanup_there if isinstance(place.where, Remote) else _cleanup_job
+        return run_async(clean(terminal, place, yes=yes, force=force))
+    if where.remote() is not None:
+        raise UsageError("--all beside --daemon", hint="a ledger is removed by --dsn, once no daemon works it any more")
+    return run_async(_cleanup_all(terminal, ledger_database(where.dsn), yes=yes, force=force))
 
 
 async def _cleanup_job(terminal: Terminal, place: Place, *, yes: bool, force: bool) -> int:
     async with open_job(place) as ledger:
         status = await ledger.status(place.job)
-        _refuse_alive(status, force=force)
+        refuse_alive(status, force=force)
         terminal.say(f"{status.job}: {one_line(status)}")
         triggers = await find_installed(ledger.connection, place.job)
         terminal.say(f"removes from {place.database.label}: the job, its spans and workers; keeps its history")
@@ -120,14 +143,32 @@ async def _cleanup_job(terminal: Terminal, place: Place, *, yes: bool, force: bo
             terminal.say("it has not ended: where it stands would be lost", "yellow")
         if not confirm("remove it?", yes=yes):
             return _NO
-        _refuse_alive(await ledger.status(place.job), force=force)
-        if triggers:
-            # While they are there they write tombstones for nobody; and a job that is gone cannot be asked about them.
-            await remove(ledger.connection, place.job, force=True, by=patience(tell=terminal.say))
-        await ledger.record(place.job, "cleanup", _noted(status))
-        await ledger.forget(place.job)
+        refuse_alive(await ledger.status(place.job), force=force)
+        await remove_triggers(ledger, place.job, terminal.say)
+        await forget(ledger, status, "cleanup", by=operator())
     if terminal.as_json:
         terminal.json({"removed": [place.job]})
+    terminal.say(f"{place.job} is removed")
+    return 0
+
+
+async def _cleanup_there(terminal: Terminal, place: Place, *, yes: bool, force: bool) -> int:
+    async with open_daemon(place, patience_s=SLOW_PATIENCE_S) as (client, connection):
+        shown = await client.job(place.job, connection=connection)
+        status = status_of(shown)
+        refuse_alive(status, force=force)
+        terminal.say(f"{status.job}: {one_line(status)}")
+        terminal.say(f"removes from {shown.connection}: the job, its spans, workers and triggers; keeps its history")
+        if not status.state.is_final:
+            terminal.say("it has not ended: where it stands would be lost", "yellow")
+        if not confirm("remove it?", yes=yes):
+            return _NO
+        seen = None if force else shown.revision
+        removed = await client.remove(place.job, force=force, if_match=seen, connection=connection)
+    if terminal.as_json:
+        terminal.json({"removed": [place.job]})
+    for trigger in removed.triggers:
+        terminal.say(f"  trigger {trigger} is gone: changes reach the target no longer")
     terminal.say(f"{place.job} is removed")
     return 0
 
@@ -148,14 +189,14 @@ async def _cleanup_all(terminal: Terminal, database: Database, *, yes: bool, for
         held = f"with {numbers.counted(len(jobs), 'job')}:" if jobs else "and its history; no job is left in it"
         terminal.say(f"removes from {database.label}: schema backfill {held}")
         for status in jobs:
-            _refuse_alive(status, force=force)
+            refuse_alive(status, force=force)
             terminal.say(f"  {status.job}: {one_line(status)}")
         triggers = await find_installed(ledger.connection)
         _show_triggers(terminal, triggers)
         if not confirm("remove all of it?", yes=yes):
             return _NO
         for status in await ledger.list():
-            _refuse_alive(status, force=force)
+            refuse_alive(status, force=force)
         for job in sorted({found.job for found in triggers if found.job is not None}):
             await remove(ledger.connection, job, force=True, by=patience(tell=terminal.say))
         await ledger.drop()

@@ -11,10 +11,13 @@ from engine.cli.codes import CODES, TRY_AGAIN, code_when_done
 from engine.cli.log_option import log_option
 from engine.cli.loop import run_async
 from engine.cli.metrics import MetricsOptions, Observer, metrics_options
+from engine.cli.places import Remote
 from engine.cli.progress import Display
+from engine.cli.report import report
 from engine.cli.spec_options import spec_options
-from engine.cli.terminal import Terminal, error_json, output_options
-from engine.errors import BackfillError
+from engine.cli.submitted import run_by_daemon
+from engine.cli.terminal import Terminal, output_options
+from engine.errors import BackfillError, UsageError
 from engine.events import Emit
 from engine.fleet import Interrupted, LocalRun
 from engine.fleet.signals import exit_code
@@ -22,8 +25,8 @@ from engine.flow.endpoints import endpoints_of
 from engine.flow.result import RunResult
 from engine.model import JobState
 from engine.spec import JobSpec
-from engine.telemetry import JsonLines, finished_event, numbers, tee
-from engine.telemetry.entries import STOPPED, Entry, ended
+from engine.telemetry import JsonLines, tee
+from engine.telemetry.entries import STOPPED, Entry
 
 
 @click.command()
@@ -33,12 +36,22 @@ from engine.telemetry.entries import STOPPED, Entry, ended
 @metrics_options
 @log_option
 @output_options
-def run(terminal: Terminal, spec: JobSpec, metrics: MetricsOptions, attach: bool, no_wait: bool) -> int:
+def run(
+    terminal: Terminal, spec: JobSpec, remote: Remote | None, metrics: MetricsOptions, attach: bool, no_wait: bool
+) -> int:
     """Start a job, or go on with it where it was.
 
     FILE is the job's spec; without it flags say the same. A job that runs already is joined. Ctrl-C finishes the
     chunks in hand and stops; a second one aborts them. Either way the next run goes on.
+
+    With --daemon the daemon runs it, and this command submits and watches it: Ctrl-C ends only the watching, and
+    --no-wait submits and leaves. The spec names the daemon's connections in place of connection strings.
     """
+    if remote is not None:
+        if metrics.listen is not None:
+            raise UsageError("--metrics-listen beside --daemon", hint="the daemon serves metrics itself: GET /metrics")
+        terminal.bind(job=spec.name)
+        return run_async(run_by_daemon(terminal, spec, remote, attach=attach, wait=not no_wait))
     lines = JsonLines(sys.stdout) if terminal.as_json else None
     terminal.bind(job=spec.name)
     with closing(Observer(terminal, metrics)) as observer:
@@ -58,43 +71,16 @@ async def _run(
         except Interrupted as error:
             terminal.tell(interrupted(error))
             return error.exit_code
-        code = report(terminal, lines, job, result)
+        report(terminal, lines, result, rows_before=job.rows_before)
+        code = code_of(result, job)
         if job.interrupted is None:
             await observer.linger()
         return code
 
 
-def report(terminal: Terminal, lines: JsonLines | None, job: LocalRun, result: RunResult) -> int:
-    """Say how a run ended; gives its exit code."""
-    finished = finished_event(result, rows_before=job.rows_before)
-    if lines is not None:
-        if result.error is not None:
-            lines.write(error_json(result.error))
-        lines(finished)
-    terminal.tell(stopped(result) if result.drained and not result.state.is_final else ended(finished))
-    if result.error is not None:
-        terminal.error(result.error)
-    return code_of(result, job)
-
-
 def interrupted(error: Interrupted) -> Entry:
     """A signal came before there was anything to finish."""
     return Entry(event=STOPPED, message=f"{error}; nothing was moved by this run", fields={"reason": str(error)})
-
-
-def stopped(result: RunResult) -> Entry:
-    """The run ends, and the job does not."""
-    moved = f"{numbers.count(result.rows)} rows of {result.job} are moved"
-    return Entry(
-        event=STOPPED,
-        message=f"stopped before the end: {moved}; the next run goes on from there",
-        fields={
-            "job": result.job,
-            "state": result.state.value,
-            "rows": result.rows,
-            "seconds": round(result.seconds, 3),
-        },
-    )
 
 
 def code_of(result: RunResult, job: LocalRun) -> int:

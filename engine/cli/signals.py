@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from engine.errors import UsageError
+from engine.flow.pace_orders import GO_OR_STOP, built_in, check_thresholds, signal_named
 from engine.ledger.orders import ROWS, WAL, WORKERS, PaceOrders
 from engine.ledger.records import JobStatus
 from engine.pace.law import Unit
 from engine.pace.quantity import format_value
-from engine.spec import JobSpec, units
-from engine.spec.misfit import Misfit, nearest
-from engine.spec.signals import NAMED, SIDE, SignalKind, SignalSpec, SignalUnit, kind_of, without_side
+from engine.spec import units
+from engine.spec.misfit import Misfit
+from engine.spec.signals import NAMED, SignalKind, SignalSpec, SignalUnit, without_side
 from engine.telemetry import numbers
 
 EXACT: Final = 6
@@ -21,17 +22,6 @@ EXACT: Final = 6
 MEASURED: Final = 3
 
 NOTHING: Final = "-"
-
-_TARGETS: Final = frozenset(
-    {
-        SignalKind.READ_LATENCY, SignalKind.COMMIT_LATENCY, SignalKind.REPLICATION_LAG, SignalKind.ACTIVE_SESSIONS,
-        SignalKind.WAL_RATE, SignalKind.VACUUM_DEBT, SignalKind.SQL, SignalKind.PROMETHEUS,
-    }
-)  # fmt: skip
-"""Kinds whose value says how much is too much by degrees, so that a job can be steered by it."""
-
-_NO_MAXIMUM: Final = frozenset({SignalKind.AUTOVACUUM, SignalKind.HTTP})
-"""Kinds that say only go or stop."""
 
 _READERS: Final[Mapping[SignalUnit, Callable[[str], float]]] = {
     SignalUnit.SECONDS: units.parse_duration,
@@ -43,33 +33,22 @@ _READERS: Final[Mapping[SignalUnit, Callable[[str], float]]] = {
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def built_in(name: str) -> SignalKind | None:
-    """The kind of a built-in signal of that very name, without a side."""
-    return kind_of(name) if SIDE not in name else None
-
-
 def signal_name(text: str, known: Mapping[str, SignalSpec], flag: str) -> str:
     """The signal that a flag names: one of the job's, or a built-in kind.  Raises ``UsageError``."""
-    if text in known or built_in(text) is not None:
-        return text
-    name = without_side(text)
-    if name != text and (name in known or built_in(name) is not None):
-        raise UsageError(f"{flag}: orders on {name} count for both databases", hint=f"write {name}")
-    candidates = [*known, *(kind.value for kind in SignalKind if kind not in NAMED)]
-    close = nearest(text, candidates)
-    raise UsageError(
-        f"{flag}: this job has no signal {text!r}",
-        hint=f"did you mean {close}?" if close else f"there are: {', '.join(dict.fromkeys(candidates))}",
-    )
+    try:
+        return signal_named(text, known).name
+    except Misfit as error:
+        raise UsageError(f"{flag}: {error.message}", hint=error.hint) from None
 
 
 def threshold(text: str, signal: SignalSpec, flag: str, *, is_target: bool) -> float:
     """The number of ``VALUE`` in ``SIGNAL=VALUE``, in the signal's unit.  Raises ``UsageError``."""
     place = f"{flag} {signal.name}"
-    if signal.kind in _NO_MAXIMUM:
-        raise UsageError(f"{place}: it says only go or stop", hint=f"--off {signal.name} and --on {signal.name} work")
-    if is_target and signal.kind not in _TARGETS:
-        raise UsageError(f"{place}: it does not steer, it only stops", hint=f"give --max {signal.name}=…")
+    try:
+        check_thresholds(signal, target=is_target, maximum=not is_target)
+    except Misfit as error:
+        said = f"--off {signal.name} and --on {signal.name} work" if signal.kind in GO_OR_STOP else ""
+        raise UsageError(f"{place}: {error.message}", hint=said or f"give --max {signal.name}=…") from None
     reader = _READERS.get(signal.unit, _count) if signal.kind not in NAMED else _count
     try:
         value = float(reader(text))
@@ -121,9 +100,9 @@ def orders_text(orders: PaceOrders, unit_of: Callable[[str], Any]) -> str:
     return ", ".join(parts)
 
 
-def unit_of(status: JobStatus, spec: JobSpec | None = None) -> Callable[[str], str | None]:
-    """Name -> unit of the job's signals: as published, else as the spec says, else as for every job."""
-    said = {signal.name: signal.unit.value for signal in spec.pace.effective_signals()} if spec is not None else {}
+def unit_of(status: JobStatus, known: Mapping[str, SignalSpec] | None = None) -> Callable[[str], str | None]:
+    """Name -> unit of the job's signals: as published, else as the job's own signals say, else as for every job."""
+    said = {name: signal.unit.value for name, signal in (known or {}).items()}
     for signal in status.signals:
         said[without_side(str(signal.get("name")))] = str(signal.get("unit"))
     return lambda name: said.get(name) or _fixed_unit(name)

@@ -9,9 +9,10 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from engine.cli.places import Where, daemon_options
 from engine.errors import UsageError
 from engine.model import ConflictPolicy, Deletes
-from engine.spec import JobSpec, load_spec, spec_from_flags
+from engine.spec import JobSpec, Purpose, load_spec, spec_from_flags
 from engine.spec.models import MAX_WORKERS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -45,14 +46,18 @@ _OPTIONS: Final = (
 
 
 def spec_options(command: Command) -> Command:
-    """Adds ``[FILE]`` and the flags of a spec; the command gets the ``JobSpec`` as ``spec``."""
+    """Adds ``[FILE]``, the flags of a spec and ``--daemon``; the command gets the ``JobSpec`` as ``spec``, and the
+    daemon that it is for, if any, as ``remote``.
+    """
 
     @wraps(command)
-    def wrapped(*args: Any, **options: Any) -> Any:
-        flags = {name: options.pop(name) for name in _NAMES}
-        return command(*args, spec=read_spec(options.pop("file"), flags), **options)
+    def wrapped(*args: Any, place: Where, **options: Any) -> Any:
+        remote = place.remote()
+        flags = {name: place.dsn if name == "dsn" else options.pop(name) for name in _NAMES}
+        spec = read_spec(options.pop("file"), flags, for_daemon=remote is not None)
+        return command(*args, spec=spec, remote=remote, **options)
 
-    decorated: Any = wrapped
+    decorated: Any = daemon_options(wrapped, "place")  # `where` is a part of a spec
     for option in reversed(_OPTIONS):
         decorated = option(decorated)
     return decorated  # type: ignore[no-any-return]  # as the command itself
@@ -68,10 +73,12 @@ _NAMES: Final = (
 _BESIDE_A_FILE: Final = ("workers",)
 
 
-def read_spec(file: str | None, flags: dict[str, Any]) -> JobSpec:
+def read_spec(file: str | None, flags: dict[str, Any], *, for_daemon: bool = False) -> JobSpec:
     """The spec of the file, with ``--workers`` on top, or the one that the flags describe."""
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     if file is None:
+        if for_daemon:
+            raise UsageError("a daemon takes a spec file", hint="write the flags into one, with the `connection`")
         if not given:
             raise UsageError("no spec", hint="give a spec file, or --dsn, --table and --set (backfill run --help)")
         return spec_from_flags(os.environ, **given)
@@ -79,7 +86,7 @@ def read_spec(file: str | None, flags: dict[str, Any]) -> JobSpec:
     if others:
         names = ", ".join("--" + {"set_columns": "set"}.get(n, n).replace("_", "-") for n in others)
         raise UsageError(f"{names} beside a spec file", hint="write it into the file, or leave the file out")
-    spec = load_spec(file, os.environ)
+    spec = load_spec(file, os.environ, purpose=Purpose.DAEMON if for_daemon else Purpose.HAND)
     if "workers" in given:
         spec = spec.model_copy(update={"workers": given["workers"]})
     return spec

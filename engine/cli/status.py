@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import Final
 
 import click
@@ -13,8 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.cli.codes import CODES, code_when_done
+from engine.cli.jobs import Jobs, open_all_jobs, open_jobs
 from engine.cli.loop import run_async
-from engine.cli.places import Place, job_argument, ledger_database, ledger_option, open_job, open_ledger, place_of
+from engine.cli.places import (
+    LONG_PATIENCE_S,
+    Place,
+    Remote,
+    Where,
+    job_argument,
+    ledger_database,
+    ledger_option,
+    place_of,
+)
 from engine.cli.signals import signal_lines
 from engine.cli.terminal import Terminal, output_options
 from engine.cli.words import STYLES, block, limit_words, one_line, proof, reason, what_next
@@ -22,7 +31,6 @@ from engine.clock import Clock, SystemClock
 from engine.db import Database
 from engine.errors import Busy, UsageError
 from engine.ledger.records import JobStatus
-from engine.ledger.store import Ledger
 from engine.model import JobState
 from engine.spec.misfit import Misfit
 from engine.spec.units import parse_duration
@@ -40,9 +48,9 @@ _LEFT_COLUMNS: Final = (0, 1, 7)
 @ledger_option
 @click.option("--watch", is_flag=True, help="Stay, and show every change until the job ends.")
 @output_options
-def status(terminal: Terminal, job: str, dsn: str | None, watch: bool) -> int:
+def status(terminal: Terminal, job: str, where: Where, watch: bool) -> int:
     """Show how far a job is, how fast it goes, and what holds it up."""
-    place = place_of(job, dsn)
+    place = place_of(job, where)
     if watch:
         return run_async(_watch(terminal, place))
     seen = run_async(_status(place))
@@ -57,8 +65,8 @@ def status(terminal: Terminal, job: str, dsn: str | None, watch: bool) -> int:
 
 
 async def _status(place: Place) -> JobStatus:
-    async with open_job(place) as ledger:
-        return await ledger.status(place.job)
+    async with open_jobs(place) as jobs:
+        return await jobs.status(place.job)
 
 
 def _block(seen: JobStatus) -> RenderableType:
@@ -77,12 +85,12 @@ async def _watch(terminal: Terminal, place: Place, clock: Clock | None = None) -
     clock = clock or SystemClock()
     live = Live(console=terminal.out, auto_refresh=False) if terminal.out.is_terminal and not terminal.as_json else None
     shown = ""
-    async with open_job(place) as ledger:
+    async with open_jobs(place, patience_s=LONG_PATIENCE_S) as jobs:
         try:
             if live is not None:
                 live.start()
             while True:
-                seen = await ledger.status(place.job)
+                seen = await jobs.status(place.job)
                 line = f"{seen.job}: {one_line(seen)}"
                 if live is not None:
                     live.update(_block(seen), refresh=True)
@@ -105,22 +113,22 @@ async def _watch(terminal: Terminal, place: Place, clock: Clock | None = None) -
 @click.command("list")
 @ledger_option
 @output_options
-def list_jobs(terminal: Terminal, dsn: str | None) -> int:
+def list_jobs(terminal: Terminal, where: Where) -> int:
     """List the jobs of a ledger, the oldest first."""
-    database = ledger_database(dsn)
-    jobs = run_async(_list(database))
+    place = where.remote() or ledger_database(where.dsn)
+    jobs = run_async(_list(place))
     if terminal.as_json:
         terminal.json([seen.as_json() for seen in jobs])
     elif not jobs:
-        terminal.say(f"no jobs in {database.label}")
+        terminal.say(f"no jobs in {place.label}")
     else:
         _show_table(terminal, jobs)
     return 0
 
 
-async def _list(database: Database) -> tuple[JobStatus, ...]:
-    async with open_ledger(database, required=False) as ledger:
-        return await ledger.list() if await ledger.installed_version() else ()
+async def _list(where: Database | Remote) -> tuple[JobStatus, ...]:
+    async with open_all_jobs(where) as jobs:
+        return await jobs.list()
 
 
 def _show_table(terminal: Terminal, jobs: tuple[JobStatus, ...]) -> None:
@@ -158,12 +166,12 @@ def _cells(seen: JobStatus) -> tuple[str, ...]:
 @ledger_option
 @click.option("--timeout", metavar="DURATION", help="Give up after so long (exit 75), such as 10m.")
 @output_options
-def wait(terminal: Terminal, job: str, dsn: str | None, timeout: str | None) -> int:
+def wait(terminal: Terminal, job: str, where: Where, timeout: str | None) -> int:
     """Wait until a job ends.
 
     The exit code is the job's, as that of run: 0 done, 6 done and differing, 7 failed, 8 cancelled.
     """
-    seen = run_async(_wait(terminal, place_of(job, dsn), _seconds(timeout)))
+    seen = run_async(_wait(terminal, place_of(job, where), _seconds(timeout)))
     if terminal.as_json:
         terminal.json(seen.as_json())
     terminal.say(f"{seen.job}: {one_line(seen)}", STYLES.get(seen.state, ""))
@@ -183,25 +191,19 @@ def _seconds(timeout: str | None) -> float | None:
 
 async def _wait(terminal: Terminal, place: Place, timeout_s: float | None) -> JobStatus:
     try:
-        async with asyncio.timeout(timeout_s), open_job(place) as ledger:
-            return await _until_final(terminal, ledger, place.job)
+        async with asyncio.timeout(timeout_s), open_jobs(place, patience_s=LONG_PATIENCE_S) as jobs:
+            return await _until_final(terminal, jobs, place.job)
     except TimeoutError:
         raise Busy(f"job {place.job} has not ended within {numbers.duration(timeout_s or 0)}") from None
 
 
-async def _until_final(terminal: Terminal, ledger: Ledger, job: str) -> JobStatus:
-    news = asyncio.Event()
-    if ledger.connection.server.capabilities.listen_notify:
-        await ledger.connection.add_listener("backfill", lambda _: news.set())
+async def _until_final(terminal: Terminal, jobs: Jobs, job: str) -> JobStatus:
     state: JobState | None = None
     while True:
-        seen = await ledger.status(job)
+        seen = await jobs.status(job)
         if seen.state.is_final:
             return seen
         if seen.state is not state:
             state = seen.state
             terminal.say(f"{seen.job}: {one_line(seen)}")
-        with suppress(TimeoutError):
-            async with asyncio.timeout(POLL_S):
-                await news.wait()
-        news.clear()
+        await jobs.news(seen, POLL_S)

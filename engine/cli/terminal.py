@@ -174,7 +174,8 @@ class Terminal:
 
     def _problems(self, error: SpecError) -> None:
         for problem in error.problems:
-            place = f"{error.file}:{problem.line}:{problem.column}: " if problem.line else f"{error.file}: "
+            file = f"{error.file}: " if error.file else ""  # a daemon knows of no file
+            place = f"{error.file}:{problem.line}:{problem.column}: " if problem.line else file
             path = f"{problem.path} " if problem.path else ""
             self.err.print(f"{place}{path}{problem.message}", style="bold red")
             self._hint(problem.hint)

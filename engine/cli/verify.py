@@ -9,20 +9,20 @@ import click
 
 from engine.cli.known_spec import spec_of
 from engine.cli.loop import run_async
-from engine.cli.places import job_argument, ledger_option
+from engine.cli.places import Remote, Where, job_argument, ledger_option, place_of, refuse_beside_daemon
 from engine.cli.progress import Display
 from engine.cli.terminal import Terminal, error_json, output_options
-from engine.errors import HeldByOperator, UsageError, VerificationMismatch
+from engine.cli.verified import tell_found, verify_by_daemon
+from engine.errors import UsageError
 from engine.fleet import Interrupted, LocalVerification
 from engine.fleet.signals import exit_code
-from engine.fleet.verification import finished_verification
 from engine.flow.shared import SETTLE_S
 from engine.ledger.records import Difference, Verification
 from engine.spec import JobSpec
 from engine.spec.misfit import Misfit
 from engine.spec.models import MAX_WORKERS
 from engine.spec.units import parse_duration
-from engine.telemetry import JsonLines, numbers, tee
+from engine.telemetry import JsonLines, tee
 
 SHOWN_ROWS: Final = 100
 _LONGEST_SETTLE_S: Final = 60.0
@@ -42,7 +42,7 @@ _LONGEST_SETTLE_S: Final = 60.0
 def verify(
     terminal: Terminal,
     job: str,
-    dsn: str | None,
+    where: Where,
     source_dsn: str | None,
     repair: bool,
     delete_extra: bool,
@@ -58,7 +58,13 @@ def verify(
     looked at once more; rows that only the target holds are left, unless --delete-extra is given, too. Exits with 0
     when both sides agree and with 6 when they do not.
     """
-    spec = spec_of(job, dsn, source_dsn, urls=urls)
+    place = place_of(job, where)
+    if isinstance(place.where, Remote):
+        refuse_beside_daemon(source_dsn=source_dsn, workers=workers, allow_url=urls, show_rows=show_rows)
+        _settle_s(settle)
+        asked = verify_by_daemon(terminal, place, repair=repair, delete_extra=delete_extra, settle=settle)
+        return run_async(asked)
+    spec = spec_of(job, where, source_dsn, urls=urls)
     if workers is not None:
         spec = spec.model_copy(update={"workers": workers})
     show = SHOWN_ROWS if show_rows else 0
@@ -113,13 +119,7 @@ async def _verify(
             lines.write(_row_json(row))
         else:
             terminal.data(_row(row))
-    event = finished_verification(spec.name, found)
-    if lines is not None:
-        lines(event)
-    _say(terminal, spec.name, found)
-    if found.outcome == "cancelled":
-        return HeldByOperator.exit_code
-    return 0 if found.verified else VerificationMismatch.exit_code
+    return tell_found(terminal, lines, spec.name, found)
 
 
 def _joined(found: Verification) -> str:
@@ -143,43 +143,3 @@ def _row_json(row: Difference) -> dict[str, Any]:
         "columns": list(row.columns),
         "key": list(row.key),
     }
-
-
-def _say(terminal: Terminal, job: str, found: Verification) -> None:
-    """What was found, in one line, and what to do about it."""
-    size = f"{numbers.count(found.rows)} rows in {numbers.duration(found.seconds)}"
-    if found.not_compared:
-        size += f" (not compared: {', '.join(found.not_compared)})"
-    kinds = (
-        ("with other values", found.mismatched),
-        ("missing in the target", found.missing),
-        ("only in the target", found.extra),
-        ("repaired", found.repaired),
-        ("changing at every look", found.unsettled),
-    )
-    said = ", ".join(f"{number:,} {what}" for what, number in kinds if number)
-    if found.outcome == "cancelled":
-        terminal.say(f"{job}: the verification was cancelled", "yellow")
-        return
-    if found.verified:
-        terminal.say(f"{job} is verified: {size}" + (f"; {said}" if said else ", no difference"), "bold green")
-        if found.repaired:
-            terminal.say("  before the gate opens, verify once more: it wants one that began after the repair", "dim")
-        return
-    more = "at least " if found.truncated else ""
-    terminal.say(f"{job} differs: {more}{said or 'rows'}; {size}", "bold red")
-    for column, number in sorted(found.columns.items(), key=lambda item: -item[1]):
-        terminal.say(f"  {column}: {number:,} rows")
-    left = found.mismatched + found.missing + found.extra - found.repaired
-    if left and not found.repair:
-        but = ", but for those only in the target" if found.extra else ""
-        mends = f"backfill verify {job} --repair mends them{but}; " if left > found.extra else ""
-        terminal.say(f"  {mends}--show-rows lists their keys", "dim")
-    if found.extra and not found.delete_extra:
-        terminal.say(
-            "  rows only in the target may be another job's, or older than this one, so a repair leaves them;"
-            f" if they are nobody's: backfill verify {job} --repair --delete-extra deletes them",
-            "dim",
-        )
-    if found.unsettled and not left:
-        terminal.say("  verify again, with a longer --settle, when those rows are written less often", "dim")

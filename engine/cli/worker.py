@@ -17,13 +17,13 @@ from engine.cli.terminal import Terminal, output_options
 from engine.db import Database
 from engine.events import Event, JobFinished
 from engine.fleet import Lent, Pool
-from engine.fleet.pool import DEFAULT_VARIABLES, JobLeftAside
+from engine.fleet.pool import DEFAULT_VARIABLES, JobLeftAside, left_aside
 from engine.fleet.signals import exit_code
 from engine.model import Side
 from engine.spec import Dsn
 from engine.spec.models import MAX_WORKERS
 from engine.telemetry import JsonLines, tee
-from engine.telemetry.entries import Entry, Weight, ended
+from engine.telemetry.entries import ended
 
 
 @click.command()
@@ -85,13 +85,3 @@ async def _work(
             return exit_code(pool.interrupted)
         await observer.linger()
     return max((error.exit_code for error in pool.errors.values()), default=0)
-
-
-def left_aside(event: JobLeftAside) -> Entry:
-    """A job that this host does not work."""
-    return Entry(
-        event=event.name,
-        message=f"{event.job} is left aside: {event.reason}",
-        weight=Weight.WARNING,
-        fields={"job": event.job, "reason": event.reason},
-    )

@@ -22,7 +22,7 @@ V2 = {
 
 def entries(backfill: Cli, *options: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = backfill("history", "cents", *options, "--json").json
-    assert all([*entry] == ["at", "who", "what", "detail"] for entry in found)
+    assert all([*entry] == ["id", "at", "who", "what", "detail"] for entry in found)
     return found
 
 

@@ -11,7 +11,7 @@ from tests.support.databases import FreshDatabase, TwoDatabases
 
 FORECAST = {
     "level", "chunk_rows", "rows_written", "seconds", "wal_bytes", "heap_growth_bytes", "index_growth_bytes",
-    "longest_lock_s",
+    "longest_lock_s", "chunks",
 }  # fmt: skip
 """The fields of the forecast, as users' scripts know them."""
 

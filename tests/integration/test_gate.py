@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from engine.cli.gate import look_at_gate
 from engine.embedded import EmbeddedServer
 from engine.errors import CannotConnect, SpecChanged
 from engine.fleet import LocalVerification
+from engine.fleet.evidence import look_at_gate
 from engine.flow.dual_write_change import install, prepared_for_change
 from engine.flow.endpoints import endpoints_of
 from engine.flow.gate import Check, Gate
