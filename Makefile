@@ -23,8 +23,8 @@ EXTRAS_test := embedded,test,grafana
 EXTRAS_pictures := embedded,test,grafana,bench
 EXTRAS_lint := lint
 
-.PHONY: help demo test quick test-debug faults lint format type docs bench bench-smoke dashboards pictures build check-wheel \
-	clean
+.PHONY: help demo test quick test-debug faults lint format type docs bench bench-smoke dashboards \
+	fuzz openapi page-pictures pictures build check-wheel clean
 .DELETE_ON_ERROR:
 
 help: ## what can be made
@@ -79,6 +79,16 @@ bench-smoke: $(VENV)/.ready-demo ## every benchmark once, small: that it runs, n
 
 dashboards: $(VENV)/.ready-test ## write grafana/dashboards anew from grafana/boards
 	$(BIN)/python -m grafana.boards
+
+openapi: $(VENV)/.ready-test ## write docs/daemon/openapi.json and docs/daemon/api.md anew from the table of routes
+	$(BIN)/python -m tests.support.api_page
+
+fuzz: $(VENV)/.ready-test ## ask a daemon whatever its document allows, and what it does not, for ten minutes
+	BACKFILL_FUZZ_S=$${BACKFILL_FUZZ_S:-600} BACKFILL_FUZZ_SEED=$${BACKFILL_FUZZ_SEED:-$$(date +%s)} \
+		$(BIN)/python -m pytest -s tests/service/test_fuzz.py $(ARGS)
+
+page-pictures: $(VENV)/.ready-test ## photograph the status page at work, into docs/pictures; needs Chromium
+	$(BIN)/python -m tests.service.page_pictures
 
 pictures: $(VENV)/.ready-pictures ## record jobs of every kind and draw the dashboards, into docs/pictures
 	$(BIN)/python -m grafana.pictures $(ARGS)
