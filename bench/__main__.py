@@ -24,6 +24,7 @@ BENCHMARKS = (
     "idle",
     "memory",
     "verification",
+    "control_latency",
     "movers",
     "bloat",
     "foreground",

@@ -29,8 +29,12 @@ async def followed(terminal: Terminal, client: AsyncClient, shown: shapes.Job) -
 
     if shown.state.is_final:
         return
+    aside: str | None = None
     async for told in client.follow(shown.job, connection=shown.connection):
         if isinstance(told, shapes.Job):
+            if told.aside is not None and told.aside != aside:
+                terminal.say(f"this daemon does not work it: {told.aside}", "yellow")
+            aside = told.aside
             yield status_of(told)
         elif isinstance(told, shapes.Trouble):
             terminal.say(f"no news for now: {told.message}", "yellow")

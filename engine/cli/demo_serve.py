@@ -124,7 +124,7 @@ class ServedDemo(Demo):
 Open {page}/ in a browser, and in another terminal:
 
   export BACKFILL_DAEMON={page}
-  backfill run {spec} --detach                          # submit the job
+  backfill run {spec} --no-wait                         # submit the job
   backfill pace {JOB} --max-rows-per-s 500 --reason sale   # slow it down
   backfill pace {JOB} --max-rows-per-s 50000             # let it go
   backfill wait {JOB}                                    # until it is done and verified

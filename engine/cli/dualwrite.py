@@ -19,6 +19,7 @@ from engine.cli.places import (
     job_argument,
     ledger_option,
     open_job,
+    operator,
     place_of,
 )
 from engine.cli.terminal import Terminal, output_options
@@ -29,6 +30,7 @@ from engine.flow import dual_write_change as change
 from engine.flow.dual_write import look
 from engine.flow.endpoints import endpoints_of
 from engine.flow.prepare import Prepared, inspect
+from engine.ledger.store import Ledger
 from engine.model import Side
 from engine.spec import JobSpec, units
 from engine.spec.misfit import Misfit
@@ -136,6 +138,7 @@ async def _session(database: Database) -> AsyncIterator[Connection]:
     """Not under the job's role, which moves rows and owns nothing."""
     connection = await database.connect("dualwrite")
     try:
+        await Ledger(connection).act_as(operator())
         yield connection
     finally:
         await connection.close()

@@ -28,10 +28,16 @@ POLL_S: Final = 20.0
 """How long a daemon is asked to hold its answer back: it knows of changes by itself."""
 
 QUARANTINE_PAGE: Final = 200
+LIST_PAGE: Final = 200
 
 
 class Jobs(Protocol):
     """What may be asked and ordered of jobs, by name."""
+
+    @property
+    def unreachable(self) -> Sequence[str]:
+        """Databases whose jobs were missing in the last ``list``, since they are away."""
+        ...
 
     async def status(self, job: str) -> JobStatus:
         """The job as it is now; raises ``UnknownJob``."""
@@ -107,11 +113,16 @@ async def open_daemon(place: Place, *, patience_s: float = PATIENCE_S) -> AsyncI
     """The client of a place's daemon, and which of its connections was asked for.  An unknown job is told the nearest
     name there is, as elsewhere.
     """
+    from engine.client import DaemonError
+
     assert isinstance(place.where, Remote)
     connection = place.where.connection
     async with place.where.client(patience_s=patience_s) as client:
         try:
             yield client, connection
+        except DaemonError as error:
+            error.hint = error.hint.replace("?connection=", "--connection ")  # in the words of the command line
+            raise
         except UnknownJob as error:
             names = [job.job for job in await client.all_jobs(connection=connection)]
             close = difflib.get_close_matches(place.job, names, n=1)
@@ -125,6 +136,7 @@ class LedgerJobs:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._news: asyncio.Event | None = None
+        self.unreachable: Sequence[str] = ()
 
     async def status(self, job: str) -> JobStatus:
         """See ``Jobs``."""
@@ -201,6 +213,7 @@ class DaemonJobs:
         self._client = client
         self._connection = connection
         self._revisions: dict[str, str] = {}
+        self.unreachable: Sequence[str] = ()
 
     async def status(self, job: str) -> JobStatus:
         """See ``Jobs``."""
@@ -208,7 +221,17 @@ class DaemonJobs:
 
     async def list(self) -> tuple[JobStatus, ...]:
         """See ``Jobs``."""
-        found = await self._client.all_jobs(connection=self._connection)
+        found: list[shapes.Job] = []
+        away: set[str] = set()
+        cursor: str | None = None
+        while True:
+            page = await self._client.jobs(limit=LIST_PAGE, cursor=cursor, connection=self._connection)
+            found += page.jobs
+            away |= {*page.unreachable}
+            cursor = page.next
+            if cursor is None:
+                break
+        self.unreachable = sorted(away)
         return tuple(self._status(job) for job in reversed(found))
 
     async def news(self, seen: JobStatus, within_s: float) -> None:

@@ -7,8 +7,10 @@ place, then BACKFILL_DSN, then libpq's PG* variables.
 from __future__ import annotations
 
 import difflib
+import getpass
 import os
 import re
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -183,6 +185,15 @@ def ledger_database(dsn: str | None, job: str = "") -> Database:
     return Database(resolved, side=Side.TARGET, job=job)
 
 
+def operator() -> str:
+    """``user@host``: whose terminal this is, since a database's role is often one for all."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
 @asynccontextmanager
 async def open_ledger(database: Database, *, required: bool = True) -> AsyncIterator[Ledger]:
     """The ledger over a connection of its own.  Raises ``LedgerMissing`` when it is required and not there."""
@@ -194,6 +205,7 @@ async def open_ledger(database: Database, *, required: bool = True) -> AsyncIter
                 await ledger.require()
             except LedgerMissing as error:
                 raise LedgerMissing(f"{database.label} holds no ledger", hint=error.hint) from None
+        await ledger.act_as(operator())
         yield ledger
     finally:
         await connection.close()

@@ -19,6 +19,7 @@ from engine.cli.places import (
     job_argument,
     ledger_option,
     open_job,
+    operator,
     place_of,
     refuse_beside_daemon,
 )
@@ -167,7 +168,7 @@ async def _retry(terminal: Terminal, place: Place, spec: JobSpec, ids: tuple[int
     async with open_job(place) as ledger:
         await check_ids(ledger, place.job, ids)
     prepared = (await inspect(spec, endpoints_of(spec))).prepared()
-    tried = await Retry(prepared, say=lambda reason: terminal.say(f"waiting for: {reason}")).run(ids)
+    tried = await Retry(prepared, say=lambda reason: terminal.say(f"waiting for: {reason}"), by=operator()).run(ids)
     async with open_job(place) as ledger:
         record = await ledger.job(place.job)
         left = await ledger.quarantined_count(record.id)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 from collections.abc import Sequence
 from typing import Final
 
@@ -22,6 +19,7 @@ from engine.cli.places import (
     ledger_option,
     open_job,
     open_ledger,
+    operator,
     place_of,
 )
 from engine.cli.terminal import Terminal, confirm, output_options
@@ -36,15 +34,6 @@ from engine.telemetry import numbers
 
 _NO: Final = 8
 """The exit code when the person says no: nothing was done."""
-
-
-def operator() -> str:
-    """``user@host``: whose terminal this is, since a database's role is often one for all."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
 
 
 # -- restart ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from engine.db.inspect import inspect_table
 from engine.errors import UsageError
 from engine.model import Side, Table
 from engine.plan.preflight import choose_key
-from engine.spec import Dsn, Endpoint, JobSpec, TableRef, TemplateFacts, json_schema, load_spec, template
+from engine.spec import Dsn, Endpoint, JobSpec, Purpose, TableRef, TemplateFacts, json_schema, load_spec, template
 from engine.spec.misfit import Misfit
 from engine.spec.template import PLACEHOLDER
 
@@ -135,10 +135,11 @@ def _write_new(path: Path, text: str) -> None:
 @output_options
 def validate(terminal: Terminal, file: str) -> int:
     """Check a spec file without any database; every problem at once, with line and column."""
-    spec = load_spec(file, os.environ)
+    spec = load_spec(file, os.environ, purpose=Purpose.EITHER)
     if terminal.as_json:
         terminal.json({"valid": True, "job": spec.name, "spec": spec.for_ledger()})
-    terminal.say(f"{file} is valid: job {spec.name}; next: backfill plan {file}")
+    by = " --daemon URL, since it names what a daemon's operator has" if spec.needs_daemon else ""
+    terminal.say(f"{file} is valid: job {spec.name}; next: backfill plan {file}{by}")
     return 0
 
 

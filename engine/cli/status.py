@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 import click
@@ -29,7 +30,7 @@ from engine.cli.terminal import Terminal, output_options
 from engine.cli.words import STYLES, block, limit_words, one_line, proof, reason, what_next
 from engine.clock import Clock, SystemClock
 from engine.db import Database
-from engine.errors import Busy, UsageError
+from engine.errors import Busy, CannotConnect, UsageError
 from engine.ledger.records import JobStatus
 from engine.model import JobState
 from engine.spec.misfit import Misfit
@@ -116,19 +117,22 @@ async def _watch(terminal: Terminal, place: Place, clock: Clock | None = None) -
 def list_jobs(terminal: Terminal, where: Where) -> int:
     """List the jobs of a ledger, the oldest first."""
     place = where.remote() or ledger_database(where.dsn)
-    jobs = run_async(_list(place))
+    jobs, away = run_async(_list(place))
     if terminal.as_json:
         terminal.json([seen.as_json() for seen in jobs])
     elif not jobs:
         terminal.say(f"no jobs in {place.label}")
     else:
         _show_table(terminal, jobs)
-    return 0
+    for name in away:
+        terminal.say(f"{name} is away: its jobs are missing here", "yellow")
+    return CannotConnect.exit_code if away else 0
 
 
-async def _list(where: Database | Remote) -> tuple[JobStatus, ...]:
+async def _list(where: Database | Remote) -> tuple[tuple[JobStatus, ...], Sequence[str]]:
+    """All jobs, and the databases whose jobs are missing."""
     async with open_all_jobs(where) as jobs:
-        return await jobs.list()
+        return await jobs.list(), jobs.unreachable
 
 
 def _show_table(terminal: Terminal, jobs: tuple[JobStatus, ...]) -> None:

@@ -11,8 +11,8 @@ import click
 from engine.cli.terminal import Terminal, output_options
 from engine.errors import UsageError
 from engine.service.access import Scope
-from engine.service.config import CONNECTION_PATTERN
 from engine.service.tokens import NAME, digest, make_token
+from engine.spec.fields import CONNECTION_PATTERN
 from engine.spec.misfit import Misfit
 from engine.spec.units import parse_duration
 

@@ -214,6 +214,10 @@ class Talk:
             last=last,
         )
 
+    def recent(self, job: str, *, connection: str | None = None) -> Plan[shapes.Recent]:
+        """How fast it went in the last ten minutes, as far as that daemon worked it."""
+        return self._get(f"{_job(job)}/recent", shapes.Recent, connection=connection)
+
     def whole_history(self, job: str, *, connection: str | None = None) -> Plan[list[shapes.HistoryEntry]]:
         """All that happened, page by page."""
         return self.history_after(job, None, connection)

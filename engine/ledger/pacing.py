@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from engine.errors import UnknownJob, UsageError
 from engine.ledger.orders import ROWS, PaceOrders, PacerLook, merged, read_json
-from engine.ledger.queries import migrations, queries
+from engine.ledger.queries import queries
 from engine.ledger.statements import Statements
+
+_SINCE: Final = 2
+"""The version of the ledger whose workers follow orders other than a limit."""
 
 
 class Pacing(Statements):
@@ -51,10 +54,10 @@ class Pacing(Statements):
         ``reason`` goes into the history.  Raises ``UnknownJob``, and ``UsageError`` in a ledger of an older release,
         whose workers would not follow such orders.
         """
-        installed, newest = await self._value("applied_version"), migrations()[-1][0]
-        if installed < newest:
+        installed = await self._value("applied_version")
+        if installed < _SINCE:
             raise UsageError(
-                f"the ledger has version {installed}, and takes such orders from {newest} on",
+                f"the ledger has version {installed}, and takes such orders from {_SINCE} on",
                 hint="the next backfill run of this release upgrades it; "
                 "until then: SELECT backfill.pace('job', rows_per_s)",
             )

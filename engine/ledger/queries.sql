@@ -304,8 +304,14 @@ SELECT is_mine, decision, extract(epoch FROM clock_timestamp() - published_at)::
   FROM seen;
 
 -- name: publish_pace
+-- `since`: when what decides, and whether it holds, became as it is, whoever has decided since then.
 UPDATE backfill.pacer
-   SET decision = $3, published_at = clock_timestamp(), valid_until = clock_timestamp() + make_interval(secs => $4)
+   SET decision = $3::jsonb || jsonb_build_object('since', CASE
+           WHEN decision -> 'held' = $3::jsonb -> 'held' AND decision -> 'leads' = $3::jsonb -> 'leads'
+                AND valid_until > clock_timestamp() - interval '1 minute'
+           THEN coalesce(decision -> 'since', to_jsonb(clock_timestamp()))
+           ELSE to_jsonb(clock_timestamp()) END),
+       published_at = clock_timestamp(), valid_until = clock_timestamp() + make_interval(secs => $4)
  WHERE job_id = $1 AND process = $2 AND lease_until > clock_timestamp()
 RETURNING true;
 
@@ -560,6 +566,10 @@ SELECT e.id, e.job, e.at, e.who, e.what, e.detail
 WITH locked AS MATERIALIZED (SELECT 1 FROM backfill.job WHERE name = $1 FOR NO KEY UPDATE)
 INSERT INTO backfill.event (job, what, detail)
 SELECT $1, $2, $3 FROM (SELECT count(*) FROM locked) there;
+
+-- name: record_aside
+-- The same, of somebody who may not lock jobs.
+INSERT INTO backfill.event (job, what, detail) VALUES ($1, $2, $3);
 
 -- name: record_of
 -- The same, of a job by its number.

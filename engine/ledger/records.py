@@ -217,6 +217,7 @@ class JobStatus:
     deadline: dict[str, Any] | None = None
     growth: dict[str, Any] | None = None
     pacer: str | None = None  # host:process that decides the pace
+    pace_since: str | None = None  # since when it has been what decides, as the ledger says it
     pace_valid: bool | None = None  # None: nothing was published yet
     pace_age_s: float | None = None
     orders: PaceOrders = field(default_factory=PaceOrders)
@@ -258,6 +259,7 @@ class JobStatus:
                 "waiting": self.waiting,
                 "because": self.pace_reason,
                 "leads": self.leads,
+                "since": _iso(_moment_or_none(self.pace_since)),
                 "stage": self.stage,
                 "max_rows_per_s": self.max_rows_per_s,
                 "chunk_target_s": self.chunk_target_s,
@@ -326,6 +328,7 @@ class JobStatus:
             stage=pace["stage"],
             leads=pace["leads"],
             held_by=pace["held_by"],
+            pace_since=pace.get("since"),
             pace_reason=pace["because"],
             chunk_target_s=pace["chunk_target_s"],
             workers_allowed=pace["workers"],
@@ -427,6 +430,14 @@ def _as_published(signal: Mapping[str, Any], since_s: float) -> dict[str, Any]:
 
 def _moment(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
+
+
+def _moment_or_none(text: str | None) -> datetime | None:
+    """A moment out of a decision, which anybody who may write there can have written."""
+    try:
+        return _moment(text)
+    except ValueError:
+        return None
 
 
 def _iso(moment: datetime | None) -> str | None:

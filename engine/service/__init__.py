@@ -8,8 +8,9 @@
              may it take  well formed
 
 * ``config``     what the operator's TOML says; every problem at once
-* ``transport``  sockets, TLS, peers, time limits: uvicorn under our own signals and event loop
-* ``access``     identities and scopes; ``auth`` tokens, peers and certificates -> identities
+* ``transport``  listeners and what they accept; ``exchange`` HTTP on one connection; ``sockets`` where it listens,
+  ``line`` how a connection ends, ``crowd`` how many there may be
+* ``access``     identities and scopes; ``auth`` tokens, peers and certificates -> identities; ``hosts`` whose page asks
 * ``routing``    what a route is; ``app`` checks a request against its route; ``openapi`` describes them
 * ``routes``     the handlers by topic, and ``table``: all of them
 * ``admission``  what a submitted spec may ask for, by the operator's rules

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Literal
 
@@ -24,12 +24,16 @@ Kind = Literal["peer", "token", "certificate", "loopback"]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A caller.  ``connections`` None: every connection of the configuration."""
+    """A caller.  ``connections`` None: every connection of the configuration.
+
+    ``token``: the hash of what was shown, by which the doorkeeper sees later whether it is still valid.
+    """
 
     name: str
     kind: Kind
     scopes: frozenset[Scope]
     connections: frozenset[str] | None = None
+    token: str | None = field(default=None, repr=False, compare=False)
 
     def may_use(self, connection: str) -> bool:
         """True when the caller may name that connection, and see its jobs."""
@@ -38,7 +42,7 @@ class Identity:
     @property
     def signature(self) -> str:
         """As history and audit name the caller: ``token argo``."""
-        return f"{self.kind} {self.name}"
+        return self.name if self.name == self.kind else f"{self.kind} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)

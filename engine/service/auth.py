@@ -71,7 +71,9 @@ class Doorkeeper:
         if identity.kind != "token":
             return True
         entry = self._tokens.get(identity.name) if self._tokens is not None else None
-        return entry is not None and not _is_over(entry) and _identity(identity.name, entry) == identity
+        if entry is None or identity.token not in entry.sha256 or _is_over(entry):
+            return False
+        return _identity(identity.name, entry, identity.token) == identity
 
     def _by_place(self, peer: Peer) -> Identity:
         auth = self._auth
@@ -98,12 +100,12 @@ class Doorkeeper:
             raise Unauthenticated("this token is not valid", hint="the operator issues tokens: backfill token NAME")
         if _is_over(found.entry):
             raise Unauthenticated("this token has expired", hint="the operator issues tokens: backfill token NAME")
-        return _identity(found.name, found.entry)
+        return _identity(found.name, found.entry, found.sha256)
 
 
-def _identity(name: str, entry: Entry) -> Identity:
+def _identity(name: str, entry: Entry, sha256: str) -> Identity:
     connections = frozenset(entry.connections) if entry.connections is not None else None
-    return Identity(name, "token", entry.scopes, connections)
+    return Identity(name, "token", entry.scopes, connections, sha256)
 
 
 def _is_over(entry: Entry) -> bool:

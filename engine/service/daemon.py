@@ -32,6 +32,7 @@ from engine.service.config import Config
 from engine.service.hosts import Hosts
 from engine.service.lender import Lender
 from engine.service.notify import ServiceManager
+from engine.service.recent import Recent
 from engine.service.routing import Call
 from engine.service.station import Station
 from engine.spec import Dsn
@@ -86,6 +87,9 @@ class Daemon:
         self.pools: Mapping[str, Pool] = {
             name: self._pool(name, Lender(config, dsns, name)) for name, one in config.connections.items() if one.work
         }
+        self.recent = Recent(
+            lambda: [(name, one.status) for name, pool in self.pools.items() for one in pool.supervisors], self.clock
+        )
         self._reason = ""
         self._abort = asyncio.Event()
         self._front: Front | None = None
@@ -204,7 +208,7 @@ class Daemon:
         self._front = front
         serving = self._start(front.serve(), "listener")
         working = [self._start(pool.run(signals=False), f"pool {name}") for name, pool in self.pools.items()]
-        beside = [*self._observers(), self._start(self._tick(), "clock")]
+        beside = [*self._observers(), self._start(self._tick(), "clock"), self._start(self.recent.run(), "recent")]
         try:
             self._is_listening = True
             announce(urls)

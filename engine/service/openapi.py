@@ -161,6 +161,11 @@ def codes_of(route: Route) -> list[str]:
     return [code for code in dict.fromkeys((*found, *route.problems)) if code in known]
 
 
+def usual_codes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The problems of every route, and those of every route that demands a scope."""
+    return _EVERYWHERE, _WITH_SCOPE
+
+
 def _operation(route: Route) -> dict[str, Any]:
     scope = route.scope
     operation: dict[str, Any] = {
@@ -171,11 +176,11 @@ def _operation(route: Route) -> dict[str, Any]:
         "responses": _responses(route),
         "security": [] if scope is None else [{"token": [scope.value]}, {"certificate": [scope.value]}],
     }
-    text = (route.handler.__doc__ or "").strip()
+    text = _prose(route.handler)
     if route.is_slow:
-        text += "\n\nReads the tables themselves: few of these are answered at once, and none for long."
+        text += " Reads the tables themselves: few of these are answered at once, and none for long."
     if text:
-        operation["description"] = " ".join(text.split("\n")) if "\n\n" not in text else text
+        operation["description"] = text.strip()
     if scope is not None:
         operation["x-required-scope"] = scope.value
     if route.request is not None:
@@ -276,7 +281,7 @@ def _said(route: Route, status: int) -> str:
         return "It was created; Location says where it is."
     if route.streams:
         return "Server-sent events, until the job has ended or the caller leaves."
-    return (route.answer.__doc__ or "").strip().split("\n")[0] if route.answer is not None else "Done."
+    return _prose(route.answer, paragraphs=1) if route.answer is not None else "Done."
 
 
 def _answer_headers(route: Route, status: int) -> dict[str, Any]:
@@ -304,7 +309,7 @@ def _content(route: Route) -> dict[str, Any]:
 
 
 def _first_line(model: type[BaseModel]) -> str:
-    return (model.__doc__ or "").strip().split("\n")[0]
+    return _prose(model, paragraphs=1)
 
 
 def _problem_response(status: int, errors: Iterable[type[BackfillError]]) -> dict[str, Any]:
@@ -327,7 +332,15 @@ def _example(error: type[BackfillError]) -> Mapping[str, Any]:
 
 def meaning_of(error: type[BackfillError]) -> str:
     """What an error means, in a sentence."""
-    return " ".join((error.__doc__ or "").strip().split("\n\n")[0].split()).replace("``", "`")
+    if error is BackfillError:
+        return "Nobody foresaw this: the daemon's log has it under the number of the request."
+    return _prose(error, paragraphs=1)
+
+
+def _prose(what: object, paragraphs: int | None = None) -> str:
+    """A docstring as a line of text."""
+    text = "\n\n".join((what.__doc__ or "").split("\n\n")[:paragraphs])
+    return " ".join(text.split()).replace("``", "`")
 
 
 def _schemas(routes: Iterable[Route]) -> dict[str, Any]:

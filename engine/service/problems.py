@@ -17,6 +17,7 @@ from engine.errors import (
 )
 from engine.model import Finding
 from engine.service.routing import Reply
+from engine.spec.document import pointer_text
 from engine.wire.shapes import Detail, FindingShape, ProblemDetails
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -202,7 +203,8 @@ def _all_details(error: BackfillError) -> Iterable[Detail]:
             return (Detail(pointer=p.pointer, message=p.message, hint=p.hint) for p in error.problems)
         case SpecChanged():
             return (
-                Detail(pointer=f"/{path}", message=f"is {after}, was {before}", before=before, after=after)
+                # A meaning is two deep: the rest of the path is the name of a column, whatever that holds.
+                Detail(pointer=pointer_text(tuple(path.split(".", 1))), message=f"is {after}, was {before}", before=before, after=after)
                 for path, before, after in error.differences
             )
         case _:

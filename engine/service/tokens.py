@@ -26,7 +26,7 @@ from datetime import time as clock_time
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from engine.errors import Problem, SpecError
 from engine.service.access import Scope
@@ -72,7 +72,7 @@ class Entry(SpecModel):
     """One token as it stands in the file."""
 
     sha256: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")], ...],
+        tuple[Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$"), AfterValidator(str.lower)], ...],
         BeforeValidator(_as_tuple),
         Field(min_length=1, max_length=16),
     ]
@@ -87,14 +87,11 @@ class _Contents(SpecModel):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The entry that a token belongs to."""
+    """The entry that a token belongs to, and which of its hashes."""
 
     name: str
     entry: Entry
-
-    def is_expired(self, now: datetime) -> bool:
-        """True when it is valid no longer."""
-        return self.entry.expires is not None and self.entry.expires <= now
+    sha256: str
 
 
 class TokensFile:
@@ -118,8 +115,8 @@ class TokensFile:
         given, found = digest(token[:MAX_TOKEN_LENGTH]), None
         for name, entry in self._entries.items():
             for known in entry.sha256:
-                if hmac.compare_digest(given, known.lower()):
-                    found = Found(name, entry)
+                if hmac.compare_digest(given, known):
+                    found = Found(name, entry, known)
         return found
 
     def get(self, name: str) -> Entry | None:
@@ -148,11 +145,14 @@ class TokensFile:
 
     def _read(self) -> Mapping[str, Entry]:
         try:
-            with self._path.open("rb") as file:
+            # Of a named pipe, opening it would wait for a writer.
+            with open(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
                 status = os.fstat(file.fileno())
-                text = file.read(MAX_BYTES + 1)
+                text = file.read(MAX_BYTES + 1) if stat.S_ISREG(status.st_mode) else None
         except OSError as error:
             raise self._error("", f"cannot be read: {error.strerror}") from None
+        if text is None:
+            raise self._error("", "is no file")
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & _OTHERS_MAY_WRITE:
             raise self._error(
                 "", "can be written by others", f"chown it to the daemon's user, and chmod go-w {self._path}"
@@ -195,8 +195,8 @@ def _twice(entries: Mapping[str, Entry]) -> list[Problem]:
     """One token under two names would be whoever stands last."""
     owner: dict[str, str] = {}
     return [
-        Problem(f"tokens.{name}.sha256", f"is the hash of {owner[one.lower()]} as well")
+        Problem(f"tokens.{name}.sha256", f"is the hash of {owner[one]} as well")
         for name, entry in entries.items()
         for one in entry.sha256
-        if owner.setdefault(one.lower(), name) != name
+        if owner.setdefault(one, name) != name
     ]

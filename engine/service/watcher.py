@@ -129,6 +129,11 @@ class Watcher:
         self._task: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
 
+    @property
+    def watched(self) -> int:
+        """How many watch now."""
+        return len(self._watches)
+
     @asynccontextmanager
     async def watch(self, job: str, seen: int | None = None) -> AsyncIterator[Watch]:
         """Watch a job.  ``seen``: the last line of its history that is known already."""

@@ -146,6 +146,32 @@ class HistoryPage(Answer):
     next: str | None
 
 
+class Reading(Answer):
+    """How long readers or writers of a database waited, in seconds, and how long they were to wait at most."""
+
+    name: str
+    value: float | None
+    target: float | None
+
+
+class Moment(Answer):
+    """How fast a job went at some moment, and how fast it was allowed to."""
+
+    at: datetime
+    rows_per_s: float
+    limit_rows_per_s: float | None
+    held_by: str | None
+    signals: list[Reading]
+
+
+class Recent(Answer):
+    """The last ten minutes of a job, oldest first; empty where another daemon works it."""
+
+    job: str
+    now: datetime = Field(description="By the clock that `at` is by.")
+    moments: list[Moment]
+
+
 class Trouble(Answer):
     """In a stream of events: what keeps news away for now.  The stream goes on behind it."""
 
@@ -420,3 +446,6 @@ class DualWriteChange(Request):
     action: Literal["install", "remove"]
     force: bool = False
     patience: str | None = Field(default=None, description="How long to try for the table, such as 30s.")
+    spec: dict[str, Any] | None = Field(
+        default=None, description="Of a job that is not begun yet, which is when triggers are to be installed: its spec."
+    )

@@ -3,13 +3,16 @@ watched or interrupted."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import pytest
 import yaml
 
 from engine.cli.main import main
+from tests.support.daemon import RunningDaemon, running_daemon
 from tests.support.databases import FreshDatabase, TwoDatabases
 
 PATIENCE_S = 30.0
@@ -97,7 +101,7 @@ def backfill(capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
 @pytest.fixture(autouse=True)
 def no_connection_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*os.environ]:
-        if name.startswith("PG") or name == "BACKFILL_DSN":
+        if name.startswith("PG") or name in ("BACKFILL_DSN", "BACKFILL_DAEMON", "BACKFILL_TOKEN"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PGHOST", "/nonexistent")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -185,6 +189,39 @@ def until(backfill: Cli) -> Callable[..., None]:
         eventually(holds, condition)
 
     return wait
+
+
+@contextmanager
+def in_a_thread(settings: Any, **options: Any) -> Iterator[RunningDaemon]:
+    """A daemon beside the commands, which have event loops of their own."""
+    started, box = threading.Event(), {}
+
+    async def serve() -> None:
+        box["loop"], box["over"] = asyncio.get_running_loop(), asyncio.Event()
+        async with running_daemon(settings, **options) as daemon:
+            box["daemon"] = daemon
+            started.set()
+            await box["over"].wait()
+
+    def work() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:
+            box["error"] = error
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    started.wait(60)
+    try:
+        if "daemon" not in box:
+            raise box.get("error") or AssertionError("the daemon did not start")
+        yield box["daemon"]
+    finally:
+        if "over" in box:
+            box["loop"].call_soon_threadsafe(box["over"].set)
+        thread.join(60)
 
 
 CENTS_WRONG = "SELECT count(*) FROM orders WHERE cents IS DISTINCT FROM (amount * 100)::bigint"

@@ -5,6 +5,7 @@ over them in every form that it speaks, and all of its output and the whole ledg
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from engine.events import Event
 from engine.fleet.local import run_job
 from engine.spec import load_spec
 from engine.telemetry.metrics import Metrics
-from tests.cli.conftest import Cli, Outcome
+from tests.cli.conftest import Cli, Outcome, in_a_thread
 from tests.support.databases import FreshDatabase
 
 VARIABLE_PASSWORD = "canary0variable"
@@ -208,6 +209,14 @@ def test_no_command_shows_a_secret_or_a_row(
     stage("status", "people", "--watch")
     stage.in_forms("list")
     stage.in_forms("dashboards", "export", tmp_path / "boards")
+    stage.in_forms("token", "somebody", "--scope", "read")
+    configuration = tmp_path / "backfill.toml"
+    configuration.write_text(
+        f'[connections.main]\ndsn = "{with_password(database.dsn, VARIABLE_PASSWORD)}"\nwork = 3\n'
+    )
+    configuration.chmod(0o600)
+    stage.in_forms("serve", "--config", configuration, "--check", codes=(2, 3))
+    stage.in_forms("health", "--daemon", f"unix://{tmp_path}/none.sock", codes=(5,))
     assert not found_in_ledger(database, but_for=TOKEN), "a URL is a part of the settings; nothing else"
     stage("restart", "strict", "--yes", "--json")
     stage("restart", "people", "--yes")
@@ -217,6 +226,46 @@ def test_no_command_shows_a_secret_or_a_row(
     assert not found_in(stage.said)
     text = "".join(text for _, text in stage.said)
     assert "22P02" in text and "23514" in text and "23505" in text, "what was planted was met"
+
+
+def test_a_daemon_and_its_clients_show_none_either(
+    backfill: Cli, database: FreshDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = planted(backfill, database, database, tmp_path, monkeypatch)
+    monkeypatch.setenv("BACKFILL_TOKEN", TOKEN)
+    there = {"source": {"connection": "main", "table": "public.people"}}
+    there |= {"target": {"connection": "main", "table": "public.people_v2"}, "pace": {"signals": ["freno"]}}
+    strict, job = stage.spec("strict", **there), stage.spec("people", errors={"max_quarantined": 5}, **there)
+    wrong = stage.spec("wrong", source={"dsn": with_password(database.dsn, VARIABLE_PASSWORD), "table": "people"})
+    main = {"dsn": with_password(database.dsn, VARIABLE_PASSWORD), "work": True, "tables": ["*.*"]}
+    tokens = tmp_path / "tokens.toml"
+    digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+    tokens.write_text(f'[tokens.somebody]\nsha256 = "{digest}"\nscopes = ["read", "control", "submit"]\n')
+    tokens.chmod(0o600)
+    settings = {
+        "connections": {"main": main},
+        "auth": {"tokens_file": str(tokens)},
+        "allow": {"expressions": True, "dual_write": True},
+        "signals": {"freno": {"http": {"url": listening()["http"]["url"], "on_failure": "ignore"}}},
+    }
+    with in_a_thread(settings) as daemon:
+        monkeypatch.setenv("BACKFILL_DAEMON", daemon.url)
+        stage("run", wrong, "-vv", codes=(3,))
+        for command in (["plan", job], ["rehearse", job], ["doctor"], ["dualwrite", job, "--check"]):
+            stage.in_forms(*command, codes=(0, 2, 4, 7))
+        stage.in_forms("run", strict, codes=(7,), forms=[("-vv",)])
+        stage("run", job, "--json", "-vv")
+        stage.in_forms("quarantine", "list", "people")
+        stage.in_forms("quarantine", "retry", "people", "--all", codes=(7,))
+        stage("quarantine", "list", "people", "--show-rows", codes=(2, 3, 5))
+        stage("verify", "people", "--json", "--settle", "10ms", codes=(0, 6))
+        for command in (["gate"], ["grants", "--to", "someone"], ["status"], ["history"], ["pace"], ["wait"]):
+            stage.in_forms(command[0], "people", *command[1:], codes=(0, 6, 7))
+        stage.in_forms("list")
+        stage("restart", "strict", "--yes", "-vv")
+        stage("cleanup", "people", "--yes", "-vv", codes=(0, 75))
+    assert not found_in(stage.said)
+    assert not found_in_ledger(database)
 
 
 def test_a_copy_between_two_databases_shows_none_either(

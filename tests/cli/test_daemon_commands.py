@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.cli.conftest import Cli, Outcome, wrong_rows
-from tests.support.daemon import RunningDaemon, config_of, running_daemon
+from engine.cli.places import operator
+from tests.cli.conftest import Cli, Outcome, in_a_thread, wrong_rows
+from tests.support.daemon import RunningDaemon, config_of
 from tests.support.databases import FreshDatabase
-
-
-@contextmanager
-def in_a_thread(settings: Any, **options: Any) -> Iterator[RunningDaemon]:
-    """A daemon beside the commands, which have event loops of their own."""
-    started, box = threading.Event(), {}
-
-    async def serve() -> None:
-        box["loop"], box["over"] = asyncio.get_running_loop(), asyncio.Event()
-        async with running_daemon(settings, **options) as daemon:
-            box["daemon"] = daemon
-            started.set()
-            await box["over"].wait()
-
-    def work() -> None:
-        try:
-            asyncio.run(serve())
-        except BaseException as error:
-            box["error"] = error
-        finally:
-            started.set()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    started.wait(60)
-    try:
-        if "daemon" not in box:
-            raise box.get("error") or AssertionError("the daemon did not start")
-        yield box["daemon"]
-    finally:
-        if "over" in box:
-            box["loop"].call_soon_threadsafe(box["over"].set)
-        thread.join(60)
 
 
 @pytest.fixture
@@ -197,8 +162,11 @@ def test_orders_reach_a_running_job_through_the_daemon(backfill: Cli, daemon: Ru
         by_daemon = backfill(*command, *by)
         assert (by_daemon.code, by_daemon.err) == (direct.code, direct.err)
         assert by_daemon.code == 8
-    whos = {entry["who"] for entry in backfill("history", "cents", "--json", *by).json}
-    assert all(" via daemon@" in who or "/control" in who or "backfill/" in who for who in whos), whos
+    whose = {entry["what"]: entry["who"] for entry in backfill("history", "cents", "--json", *by).json}
+    for what in ("created", "paused", "pace", "cancelled"):
+        assert " via daemon@" in whose[what], "the daemon says whose order it was"
+    backfill("restart", "cents", "--yes")
+    assert backfill("history", "cents", "--json", *by).json[-1]["who"] == operator(), "and so does the command line"
 
 
 def test_signals_that_nobody_has_are_refused_with_the_nearest_name(backfill: Cli, daemon, slow: Path) -> None:
@@ -361,6 +329,24 @@ def test_watching_status_and_waiting_end_with_the_job(backfill: Cli, daemon, slo
     assert seen.out.splitlines()[-1] == "cents: done 100 % 20.0 k rows"
 
 
+def test_run_and_wait_outlive_a_restart_of_the_daemon(
+    backfill: Cli, slow: Path, shop: FreshDatabase, until, tmp_path: Path
+) -> None:
+    folder = tmp_path / "daemon"
+    folder.mkdir(mode=0o700)
+    with in_a_thread(config_of(shop), folder=folder) as daemon:
+        running = backfill.start("run", slow, "--json", "--daemon", daemon.url)
+        until(shop, "rows_done > 0")
+        waiting = backfill.start("wait", "cents", "--daemon", daemon.url)
+    assert running.process.poll() is None, "it waits for the daemon to come back"
+    with in_a_thread(config_of(shop), folder=folder) as daemon:
+        backfill("pace", "cents", "--max-rows-per-s", "1e6", "--daemon", daemon.url)
+        done = running.end()
+        assert waiting.end().code == 0
+    assert (done.code, done.json["state"], done.json["rows"]) == (0, "done", 20000), done.err
+    assert wrong_rows(shop) == 0
+
+
 # -- which daemon -------------------------------------------------------------------------------------------------------
 
 
@@ -433,3 +419,45 @@ def test_a_token_comes_from_a_file_that_only_its_owner_reads(backfill: Cli, shop
         wrong = backfill("list", *by, "--json")
         assert (wrong.code, wrong.json["code"]) == (5, "unauthenticated")
         assert "another" not in wrong.out + wrong.err
+
+
+def test_a_name_that_two_databases_have_needs_the_connection(backfill: Cli, databases, spec) -> None:
+    here, there = databases.source, databases.target
+    for database in (here, there):
+        database.sql("CREATE TABLE orders (id bigint PRIMARY KEY, amount int, cents bigint)")
+    connections = {
+        name: {"dsn": database.dsn, "work": True, "tables": ["*.*"]}
+        for name, database in (("here", here), ("there", there))
+    }
+    with in_a_thread({"connections": connections, "allow": ALLOW}) as daemon:
+        by = ("--daemon", daemon.url)
+        for name in connections:
+            job = spec(source={"connection": name, "table": "public.orders"})
+            assert backfill("run", job, *by).code == 0
+        assert len(backfill("list", "--json", *by).json) == 2
+        either = backfill("status", "cents", *by)
+        assert (either.code, "2 connections hold a job" in either.err) == (2, True), either.err
+        assert "--connection here" in either.err
+        one = backfill("status", "cents", "--json", *by, "--connection", "there")
+        assert (one.code, one.json["job"]) == (0, "cents")
+        assert backfill("cleanup", "cents", "--yes", *by, "--connection", "here").code == 0
+        assert backfill("status", "cents", *by).code == 0, "now there is only one"
+
+
+def test_validate_knows_a_spec_for_a_daemon(backfill: Cli, job: Path) -> None:
+    valid = backfill("validate", job)
+    assert (valid.code, "--daemon URL" in valid.err) == (0, True), valid.err
+    by_hand = backfill("run", job)
+    assert (by_hand.code, "--daemon URL" in by_hand.err) == (3, True)
+
+
+def test_a_list_says_whose_jobs_are_missing(backfill: Cli, shop: FreshDatabase, job: Path) -> None:
+    away = {"dsn": "postgresql://postgres@127.0.0.1:1/away", "tables": ["*.*"]}
+    main = {"dsn": shop.dsn, "work": True, "tables": ["*.*"]}
+    with in_a_thread({"connections": {"main": main, "away": away}, "allow": ALLOW}) as daemon:
+        by = ("--daemon", daemon.url)
+        assert backfill("run", job, *by).code == 0
+        listed = backfill("list", *by)
+        assert (listed.code, "away is away: its jobs are missing here" in listed.err) == (5, True), listed.err
+        assert "cents" in listed.out
+        assert backfill("list", "--connection", "main", *by).code == 0

@@ -14,7 +14,7 @@ from engine.cli.spec_options import _NAMES as SPEC_FLAGS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 SECTIONS = dict(re.findall(r"^### (\S+)\n(.*?)(?=^##|\Z)", TEXT, re.MULTILINE | re.DOTALL))
-EVERYWHERE = {"--json", "--quiet", "--verbose", "--dsn", "--help"}
+EVERYWHERE = {"--json", "--quiet", "--verbose", "--dsn", "--daemon", "--connection", "--token-file", "--help"}
 
 
 def command(name: str) -> click.Command:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from engine.cli.places import operator
 from tests.cli.conftest import Cli
 from tests.support.databases import FreshDatabase
 
@@ -62,7 +63,9 @@ def test_the_life_of_a_copy(backfill: Cli, shop: FreshDatabase, spec: Callable[.
         "dual-write removed",
         "cleanup",
     ]
-    assert all(entry["who"].startswith("postgres (backfill/cents/") for entry in entries(backfill))
+    whose = {entry["what"]: entry["who"] for entry in entries(backfill)}
+    assert {whose[what] for what in ("quarantine", "dual-write removed", "cleanup")} == {operator()}
+    assert whose["running"] == "postgres (backfill/cents/control)"
     assert text(backfill, "accepted").endswith("findings: TRIGGERS_ON_TARGET")
     assert text(backfill, "running").endswith("was planned")
     assert "dropped: 1" in text(backfill, "quarantine")
@@ -94,7 +97,8 @@ def test_orders_and_their_reasons(backfill: Cli, shop: FreshDatabase, slow_job: 
         "created", "running", "pace", "paused", "running", "settings", "cancelled", "restart",
     ]  # fmt: skip
     lines = backfill("history", "cents").out.splitlines()
-    assert lines[2].endswith("(backfill/cents/cli)      max_rows_per_s: none -> 1,999, reason: sale until eight")
+    assert f"  {operator()}  " in lines[2], "whose terminal it was, since a role is often one for all"
+    assert lines[2].endswith("  max_rows_per_s: none -> 1,999, reason: sale until eight")
     assert lines[3].endswith("was running, reason: disk is filling")
     assert "postgres (psql)" in lines[4]
     assert lines[4].endswith("was paused, reason: more disk")

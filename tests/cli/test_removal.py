@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import removal
+from engine.cli import places
 from tests.cli.conftest import Cli, wrong_rows
 from tests.support.databases import FreshDatabase
 
@@ -74,7 +74,7 @@ def test_whose_terminal_it_was_is_told_by_number_where_the_user_has_no_name(monk
     monkeypatch.setattr("getpass.getuser", nameless)
     monkeypatch.setattr("os.getuid", lambda: 4711)
     monkeypatch.setattr("socket.gethostname", lambda: "ops1")
-    assert removal.operator() == "4711@ops1"
+    assert places.operator() == "4711@ops1"
 
 
 def test_cleanup_of_an_empty_ledger_says_that_no_job_is_left(backfill: Cli, shop: FreshDatabase, spec) -> None:

@@ -91,7 +91,7 @@ def test_the_client_has_a_method_for_every_route() -> None:
 
     talk = Listening(Habits("d", 1))
     name, spec = "X", {"name": "X"}
-    for say in (talk.job, talk.pause, talk.resume, talk.cancel, talk.verify, talk.restart, talk.remove, talk.history,
+    for say in (talk.job, talk.pause, talk.resume, talk.cancel, talk.verify, talk.restart, talk.remove, talk.history, talk.recent,
                 talk.quarantine, talk.retry_quarantine, talk.drop_quarantine, talk.gate, talk.grants, talk.dual_write,
                 talk.doctor):  # fmt: skip
         say(name)  # type: ignore[operator]

@@ -11,7 +11,7 @@ from engine.client.stream import EventReader, ServerEvent, TooLong
 
 TEXT = (
     'retry: 2500\r\n\r\n: a comment\n\nid: 1\nevent: history\ndata: {"a": 1}\n\n'
-    "event:status\rdata:größe\rdata: two lines\r\rdata\n\nid: 2\nevent: end\n\nnonsense: x\ndata: unfinished"
+    "event:status\r\ndata:größe\r\ndata: two lines\r\n\r\ndata\r\rid: 2\nevent: end\n\nnonsense: x\ndata: unfinished"
 )
 EVENTS = [
     ServerEvent("history", '{"a": 1}', "1"),

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,8 @@ class Caller:
 
     def kill(self, process: asyncio.subprocess.Process) -> None:
         """The script and whatever it has started, as a node that is lost."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     async def run(self, **more: str) -> int:
         """From the beginning to the end: the exit code."""
@@ -157,15 +155,17 @@ async def test_a_daemon_that_is_restarted_meanwhile_is_waited_for(
     folder = tmp_path / "daemon"
     folder.mkdir()
     script = Caller(caller, tmp_path, f"unix://{folder}/backfill.sock", SPEC | SLOW)
-    async with running_daemon(config_of(shop), folder=folder) as daemon:
-        async with script.started(BACKFILL_PATIENCE="30") as process:
-            await until_job(daemon.client, JOB, lambda job: job["rows_done"] > 0)
-            await daemon.stop()
-            assert process.returncode is None
-            async with running_daemon(config_of(shop), folder=folder) as again:
-                await again.client.patch(f"/v1/jobs/{JOB}/pace", json={"max_rows_per_s": 100_000})
-                output, _ = await asyncio.wait_for(process.communicate(), 60)
-                assert process.returncode == 0, output.decode()
+    async with (
+        running_daemon(config_of(shop), folder=folder) as daemon,
+        script.started(BACKFILL_PATIENCE="30") as process,
+    ):
+        await until_job(daemon.client, JOB, lambda job: job["rows_done"] > 0)
+        await daemon.stop()
+        assert process.returncode is None
+        async with running_daemon(config_of(shop), folder=folder) as again:
+            await again.client.patch(f"/v1/jobs/{JOB}/pace", json={"max_rows_per_s": 100_000})
+            output, _ = await asyncio.wait_for(process.communicate(), 60)
+            assert process.returncode == 0, output.decode()
 
 
 @both
@@ -206,19 +206,30 @@ async def test_what_the_daemon_refuses_is_told_by_its_exit_code(
         assert await script.run() == code, script.output
 
 
-@both
-async def test_nobody_there_is_told_after_some_tries(tmp_path: Path, caller: str) -> None:
-    script = Caller(caller, tmp_path, f"unix://{tmp_path}/none.sock")
+async def test_nobody_there_is_told_after_some_tries(tmp_path: Path) -> None:
+    script = Caller("curl", tmp_path, f"unix://{tmp_path}/none.sock")
     assert await script.run() == 5, script.output
+
+
+@pytest.mark.parametrize(("code", "tries"), [(5, 3), (75, 3), (7, 1)])
+async def test_what_may_pass_is_tried_again_and_not_for_ever(tmp_path: Path, code: int, tries: int) -> None:
+    stub = tmp_path / "bin" / "backfill"
+    stub.parent.mkdir()
+    stub.write_text(f"#!/bin/sh\necho asked\nexit {code}\n")
+    stub.chmod(0o755)
+    script = Caller("command line", tmp_path, "unix:///nowhere")
+    path = f"{stub.parent}:{script.environment['PATH']}"
+    assert await script.run(PATH=path, BACKFILL_TRIES="3", BACKFILL_RETRY_S="0.01") == code
+    assert script.output.count("asked") == tries
 
 
 @both
 async def test_a_token_is_read_from_its_file_and_shown_to_nobody(
     shop: FreshDatabase, tmp_path: Path, caller: str
 ) -> None:
-    from engine.service.auth import digest
+    from engine.service.tokens import digest
 
-    token = "bft_" + "k" * 43
+    token = "backfill_" + "k" * 43
     tokens = tmp_path / "tokens.toml"
     tokens.write_text(f'[tokens.ci]\nsha256 = "{digest(token)}"\nscopes = ["read", "submit"]\n')
     tokens.chmod(0o600)

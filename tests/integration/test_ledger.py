@@ -304,7 +304,7 @@ async def test_the_status_view_tells_how_far_it_is_and_who_works(ledger: Ledger,
         " spans_done spans_running bytes_done chunks limit_rows_per_s waiting waits retries created_at started_at"
         " finished_at error_code error_message error_hint resumable max_rows_per_s limit_now_rows_per_s pressure stage"
         " leads held_by pace_reason chunk_target_s workers_allowed signals deadline growth pacer pace_valid pace_age_s"
-        " orders quarantined verified verification"
+        " orders quarantined verified verification pace_since"
     )
 
 

@@ -74,6 +74,11 @@ async def desk(database: FreshDatabase):
         await opened.connection.close()
 
 
+def without_since(decision: Any) -> dict[str, Any]:
+    """What was published: the ledger adds since when it has been so."""
+    return {name: value for name, value in decision.items() if name != "since"}
+
+
 # -- the pacer's lease ------------------------------------------------------------------------------------------------
 
 
@@ -85,7 +90,7 @@ async def test_one_process_is_the_pacer_and_the_others_read_what_it_publishes(de
     assert await anna.publish_pace(desk.job_id, ANNA, DECISION, 5.0)
     assert not await bela.publish_pace(desk.job_id, BELA, HELD, 5.0)
     look = await bela.pacer(desk.job_id, BELA, "host", 8, LEASE_S)
-    assert (look.is_mine, look.decision) == (False, DECISION)
+    assert (look.is_mine, without_since(look.decision)) == (False, DECISION)
     assert look.valid_for_s is not None
     assert 4 < look.valid_for_s <= 5
     assert look.age_s == pytest.approx(0, abs=1)
@@ -97,7 +102,7 @@ async def test_a_lease_that_ran_out_passes_on_with_what_was_published(desk: Desk
     desk.database.sql("UPDATE backfill.pacer SET lease_until = clock_timestamp() - interval '1 ms'")
     assert not await ledger.publish_pace(desk.job_id, ANNA, DECISION, 5.0), "the lease ran out, even if nobody has it"
     heir = await ledger.pacer(desk.job_id, BELA, "other", 8, LEASE_S)
-    assert (heir.is_mine, heir.decision) == (True, DECISION)
+    assert (heir.is_mine, without_since(heir.decision)) == (True, DECISION)
     assert not (await ledger.pacer(desk.job_id, ANNA, "host", 7, LEASE_S)).is_mine
     assert desk.database.sql("SELECT pacer, pace_valid FROM backfill.status") == "other:8|t"
 
@@ -192,13 +197,37 @@ async def test_status_tells_the_pace_that_is_in_force(desk: Desk) -> None:
     status = await desk.opened[0].status("job")
     assert status.waiting is None
     shown = status.as_json()
+    assert shown["pace"].pop("since") is not None
     assert shown["pace"] == {
         "limit_rows_per_s": 3200.0, "pressure": 1.2, "held_by": None, "reason": "read_latency 6.1ms of 5ms",
+        "waiting": None, "because": "read_latency 6.1ms of 5ms",
         "leads": "read_latency", "stage": "steady", "max_rows_per_s": None, "chunk_target_s": 0.02, "workers": 2,
         "orders": {}, "pacer": "host:7", "valid": True, "age_s": pytest.approx(0, abs=1), "deadline": None,
         "growth": None,
     }  # fmt: skip
     assert shown["signals"] == [DECISION["signals"][0] | {"age_s": pytest.approx(0.5, abs=1)}]
+
+
+async def test_since_when_it_is_held_outlives_its_pacer_and_ends_with_another_reason(desk: Desk) -> None:
+    ledger = desk.opened[0]
+
+    async def since(decision: dict[str, Any]) -> str:
+        assert await ledger.publish_pace(desk.job_id, ANNA, decision, 5.0)
+        return str((await ledger.status("job")).as_json()["pace"]["since"])
+
+    await working(desk, "held")
+    await desk.published(HELD)
+    first = await since(HELD)
+    assert await since(HELD | {"reason": "commit_latency 40ms > 20ms"}) == first
+    desk.database.sql("UPDATE backfill.pacer SET lease_until = NULL")
+    await ledger.pacer(desk.job_id, BELA, "other", 8, LEASE_S)
+    assert await ledger.publish_pace(desk.job_id, BELA, HELD, 5.0)
+    assert (await ledger.status("job")).as_json()["pace"]["since"] == first
+    desk.database.sql("UPDATE backfill.pacer SET lease_until = NULL")
+    await ledger.pacer(desk.job_id, ANNA, "host", 7, LEASE_S)
+    assert await since(HELD | {"leads": "lock_waits"}) > first
+    desk.database.sql("""UPDATE backfill.pacer SET decision = decision || '{"since": "yesterday"}'""")
+    assert (await ledger.status("job")).as_json()["pace"]["since"] is None, "nobody's words are trusted"
 
 
 async def test_a_held_job_says_why(desk: Desk) -> None:

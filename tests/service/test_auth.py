@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 import os
 import pwd
 import re
+import ssl
 import stat
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import trustme
 
 from engine.errors import SpecError
 from engine.service import auth, tokens
@@ -20,6 +25,8 @@ from engine.service.access import ALL_SCOPES, Identity, Peer, Scope, TooManyTrie
 from engine.service.auth import Doorkeeper, Tries, Users
 from engine.service.config import Config
 from engine.service.tokens import digest, make_token
+from tests.support.daemon import client_for, running_daemon
+from tests.support.databases import FreshDatabase
 
 ARGO, OTHER = make_token(), make_token()
 STRANGER = Peer(address="192.0.2.7")
@@ -122,6 +129,12 @@ def test_every_known_hash_is_compared_whole_however_early_one_fits(file: Path, m
         assert all(len(one) == len(two) == 64 for one, two in compared)
 
 
+def test_a_hash_is_known_in_any_case(file: Path) -> None:
+    write(file, entry(ARGO).replace(digest(ARGO), digest(ARGO).upper()))
+    door = keeper(file)
+    assert door.still_knows(bearer(door, ARGO))
+
+
 def test_the_file_holds_no_token(file: Path) -> None:
     assert ARGO not in file.read_text()
     assert len(ARGO) > 43 and ARGO.startswith("backfill_")
@@ -163,8 +176,11 @@ def test_a_token_that_was_taken_out_of_the_file_is_refused_at_once(file: Path) -
 def test_what_was_opened_with_a_token_ends_with_it(file: Path) -> None:
     door = keeper(file)
     identity = bearer(door, ARGO)
-    write(file, entry(ARGO, scopes='["control"]'))
-    assert not door.still_knows(identity)
+    for other in (entry(ARGO, scopes='["control"]'), entry(ARGO, name="twin"), entry(OTHER), "[tokens.argo"):
+        assert door.still_knows(identity)
+        write(file, other)
+        assert door.still_knows(identity) is (other == "[tokens.argo")
+        write(file, entry([OTHER, ARGO]))
     write(file, "")
     assert not door.still_knows(identity)
     assert door.still_knows(Identity("root", "peer", ALL_SCOPES))
@@ -282,6 +298,16 @@ def test_a_file_of_another_user_is_not_believed(file: Path) -> None:
         keeper(file)
 
 
+def test_a_pipe_or_a_folder_in_the_place_of_the_file_is_not_waited_for(file: Path) -> None:
+    door = keeper(file)
+    file.unlink()
+    os.mkfifo(file)
+    assert bearer(door, ARGO).name == "argo" and "is no file" in (door.trouble or "")
+    file.unlink()
+    file.mkdir()
+    assert bearer(door, ARGO).name == "argo" and door.trouble is not None
+
+
 # -- guessing
 
 
@@ -393,3 +419,142 @@ def test_loopback_is_trusted_only_where_the_operator_says_so_and_only_from_there
     assert bearer(door, ARGO, Peer(address="127.0.0.1")).kind == "token"
     with pytest.raises(Unauthenticated):  # a wrong token is not loopback's concern
         bearer(door, OTHER, Peer(address="127.0.0.1"))
+
+
+# -- the whole daemon
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def settings(file: Path, dsn: str = "postgresql://nobody@127.0.0.1:1/nowhere", **more: Any) -> dict[str, Any]:
+    """A daemon on TCP whose database need not be there."""
+    main = {"dsn": dsn, "tables": ["*.*"]}
+    return {
+        "listen": "tcp://127.0.0.1:0",
+        "connections": {"main": main, "other": main},
+        "auth": {"tokens_file": str(file)},
+    } | more
+
+
+async def test_over_tcp_nobody_comes_in_without_a_token_and_exchanging_one_needs_no_restart(file: Path) -> None:
+    write(file, entry(ARGO, more='connections = ["main"]') + entry(OTHER, name="other"))
+    async with running_daemon(settings(file)) as daemon:
+        refused = await daemon.client.get("/v1/me")
+        assert refused.status_code == 401 and refused.headers["www-authenticate"].startswith("Bearer")
+        assert (await daemon.client.get("/livez")).status_code == 200
+        async with client_for(daemon.url, token=ARGO) as argo, client_for(daemon.url, token=OTHER) as other:
+            assert (await argo.get("/v1/me")).json() == {
+                "name": "argo",
+                "kind": "token",
+                "scopes": ["read"],
+                "connections": ["main"],
+            }
+            assert (await other.get("/v1/me")).json()["connections"] == ["main", "other"]
+            write(file, entry(OTHER, name="other"))
+            gone = await argo.get("/v1/me")  # on the connection that was let in before
+            assert (gone.status_code, gone.json()["code"]) == (401, "unauthenticated")
+            assert (await other.get("/v1/me")).status_code == 200
+            write(file, "[tokens")
+            assert (await other.get("/v1/me")).status_code == 200
+            ready = await daemon.client.get("/readyz")
+            assert ready.status_code == 503 and str(file) not in ready.text
+
+
+async def test_a_page_of_another_site_reaches_nothing_but_what_is_public(file: Path) -> None:
+    more = {"auth": {"loopback": ["read", "control", "submit"]}}
+    async with running_daemon(settings(file, **more)) as daemon:
+        assert (await daemon.client.get("/v1/me")).status_code == 200
+        for headers in ({"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}, {"origin": "null"}):
+            for method, path in (("GET", "/v1/me"), ("POST", "/v1/jobs"), ("DELETE", "/v1/jobs/orders")):
+                answer = await daemon.client.request(method, path, headers=headers)
+                assert (answer.status_code, answer.json()["code"]) == (403, "cross_site")
+                assert "access-control-allow-origin" not in answer.headers
+            assert (await daemon.client.get("/livez", headers=headers)).status_code == 200
+        rebound = await daemon.client.get("/v1/me", headers={"host": f"evil.example:{httpx.URL(daemon.url).port}"})
+        assert (rebound.status_code, rebound.json()["code"]) == (421, "misdirected")
+        form = {"content-type": "application/x-www-form-urlencoded"}
+        assert (await daemon.client.post("/v1/jobs", content="name=x", headers=form)).status_code == 415
+        asked = {"origin": "http://evil.example", "access-control-request-method": "POST"}
+        preflight = await daemon.client.options("/v1/jobs", headers=asked)
+        assert not any(name.startswith("access-control") for name in preflight.headers)
+
+
+async def test_a_client_certificate_is_an_identity_and_without_one_there_is_none(
+    file: Path, tmp_path: Path, authority: trustme.CA
+) -> None:
+    made = authority.issue_cert("127.0.0.1")
+    made.private_key_pem.write_to_path(tmp_path / "key.pem")
+    made.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    names = {"certificate": "certificate.pem", "key": "key.pem", "client_ca": "ca.pem"}
+    more = {
+        "tls": {key: str(tmp_path / name) for key, name in names.items()},
+        "auth": {"certificates": {"argo": ["read"]}},
+    }
+
+    def context(name: str | None) -> ssl.SSLContext:
+        trusting = ssl.create_default_context()
+        authority.configure_trust(trusting)
+        if name is not None:
+            authority.issue_cert("client.internal", common_name=name).configure_cert(trusting)
+        return trusting
+
+    async with running_daemon(settings(file, **more), verify=context(None)) as daemon:
+        assert daemon.url.startswith("https://")
+        assert (await daemon.client.get("/v1/me")).status_code == 401
+        async with client_for(daemon.url, verify=context("argo")) as argo:
+            assert (await argo.get("/v1/me")).json()["kind"] == "certificate"
+        async with client_for(daemon.url, verify=context("mallory")) as mallory:
+            assert (await mallory.get("/v1/me")).status_code == 401
+
+
+async def test_no_token_is_ever_written_or_answered(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    async with running_daemon(settings(file)) as daemon, client_for(daemon.url, token=ARGO) as argo:
+        for path in ("/v1/me", "/v1/jobs", "/v1/connections", "/metrics", f"/v1/jobs/{ARGO.lower()}", f"/{ARGO}"):
+            seen.append((await argo.get(path)).text if ARGO not in path else "")
+        seen.append((await argo.post("/v1/jobs", json={})).text)
+    seen += capfd.readouterr()
+    assert all(ARGO not in text and digest(ARGO) not in text for text in seen)
+
+
+async def test_a_stream_ends_when_its_token_is_taken_out_of_the_file(
+    file: Path, tmp_path: Path, make_database: Callable[..., FreshDatabase]
+) -> None:
+    database = make_database()
+    connection = await database.connect()
+    await connection.execute("CREATE TABLE orders (id bigint PRIMARY KEY, cents bigint)")
+    more = {
+        "listen": [f"unix://{tmp_path}/run/s", "tcp://127.0.0.1:0"],
+        "connections": {"main": {"dsn": database.dsn, "tables": ["*.*"]}},
+        "allow": {"expressions": True},
+    }
+    async with (
+        running_daemon(settings(file, **more)) as daemon,
+        client_for(daemon.urls[1], token=ARGO) as argo,
+        client_for(daemon.urls[1], token=ARGO) as late,
+    ):
+        source = {"connection": "main", "table": "public.orders"}
+        made = await daemon.client.post("/v1/jobs", json={"name": "orders", "source": source, "set": {"cents": "1"}})
+        assert made.status_code == 201, made.text
+
+        async def keep_changing() -> None:
+            while True:  # a stream with news all the time, as of a job that runs
+                for order in ("pause", "resume"):
+                    (await daemon.client.post(f"/v1/jobs/orders/{order}", json={})).raise_for_status()
+
+        async with argo.stream("GET", "/v1/jobs/orders/events") as stream:
+            pieces = stream.aiter_text()
+            assert "retry" in await anext(pieces)
+            changing = asyncio.create_task(keep_changing())
+            try:
+                write(file, entry(OTHER))
+                async with asyncio.timeout(10):
+                    told = "".join([piece async for piece in pieces])
+            finally:
+                assert changing.cancel(), changing.exception()
+        assert "who may look has changed" in told and "event: end" not in told
+        assert (await late.get("/v1/jobs/orders")).status_code == 401

@@ -18,7 +18,7 @@ from engine.service.routes.table import ROUTES
 from engine.service.tokens import digest, make_token
 from tests.support.daemon import daemon_process
 
-SECONDS = int(os.environ.get("BACKFILL_FUZZ_S", "25"))
+SECONDS = int(os.environ.get("BACKFILL_FUZZ_S", "15"))
 SEED = os.environ.get("BACKFILL_FUZZ_SEED", "6")
 MORE_S = 300
 """Until the process of schemathesis is ended, whatever it does."""
@@ -26,6 +26,10 @@ MORE_S = 300
 SETTINGS = """
 [checks.negative_data_rejection]
 expected-statuses = [400, 401, 403, 404, 405, 406, 409, 412, 413, 415, 422, 428, 429, 431, 503]
+
+[[operations]]
+include-name = "GET /v1/jobs/{job}"
+parameters = { "query.wait" = "20ms" }
 """
 PROGRAM = "from schemathesis.cli import schemathesis; schemathesis()"
 CHECKS = (

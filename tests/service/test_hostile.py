@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from contextlib import suppress
+from itertools import chain, repeat
 
 import psutil
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from tests.support.daemon import config_of, daemon_process
 
 GIGABYTE = 2**30
-ROUNDS = 4
+ROUNDS = 6
 GROWTH_BYTES = 24 * 2**20
 """What memory may grow by between the second round of everything and the last: allocators round up, leaks add up."""
 
@@ -40,25 +41,33 @@ def spec(**changes):
 
 
 async def said(daemon, *pieces, most=GIGABYTE):
-    """Write bytes as they are, until all are written or the daemon has had enough: the answer, and how much it took."""
+    """Write bytes as they are, until all are written or the daemon has had enough: the answer, and how much it took.
+
+    The last piece, in a list, is written again and again.
+    """
     reader, writer = await asyncio.open_unix_connection(daemon.url.removeprefix("unix://"))
-    took = 0
+    answer, took = bytearray(), 0
+
+    async def read():
+        with suppress(ConnectionError):
+            while piece := await reader.read(65536):
+                answer.extend(piece)
+
+    reading = asyncio.create_task(read())
     with suppress(ConnectionError):
-        for piece in pieces:
-            while True:
-                writer.write(piece if isinstance(piece, bytes) else piece[0])
-                await writer.drain()
-                took += len(piece if isinstance(piece, bytes) else piece[0])
-                if isinstance(piece, bytes) or took >= most or reader.at_eof():
-                    break
-    answer = b""
-    with suppress(ConnectionError):
-        writer.write_eof()
-        answer = await asyncio.wait_for(reader.read(), 30)
+        for piece in pieces if isinstance(pieces[-1], bytes) else chain(pieces[:-1], repeat(pieces[-1][0])):
+            if took >= most or reading.done():
+                break
+            writer.write(piece)
+            await writer.drain()
+            took += len(piece)
+    if took < most:
+        await asyncio.wait_for(reading, 30)
+    reading.cancel()
     writer.close()
     with suppress(ConnectionError):
         await writer.wait_closed()
-    return answer, took
+    return bytes(answer), took
 
 
 def status(answer):
@@ -75,9 +84,8 @@ POST = head("POST", "/v1/jobs", "Content-Type: application/json", "Transfer-Enco
 
 async def test_a_gigabyte_without_a_length_is_cut_off_after_its_first_megabytes(daemon):
     chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
-    answers = await asyncio.gather(*(said(daemon, POST, (chunk,)) for _ in range(8)))
-    assert {status(answer) for answer, _ in answers} <= {413, None}
-    assert any(answer for answer, _ in answers)
+    answers = await asyncio.gather(*(said(daemon, POST, [chunk]) for _ in range(8)))
+    assert {status(answer) for answer, _ in answers} == {413}
     assert max(took for _, took in answers) < 32 * 2**20
 
 
@@ -87,18 +95,18 @@ async def test_a_gigabyte_that_is_announced_is_refused_before_it_is_read(daemon)
     assert status(answer) == 413 and took < 1000
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
+PATHS = [
         "/page/../config.py", "/page/%2e%2e/config.py", "/page/..%2fconfig.py", "/page/..%5cconfig.py",
         "/page//etc/passwd", "/page/%2fetc%2fpasswd", "/page/page.css%00.html", "/page/.", "/page/..", "/page/",
         "/page/page.css/", "/page/%70age.css%20", "/../../etc/passwd", "/page/....//etc/passwd", "/page/__init__.py",
-    ],
-)  # fmt: skip
-async def test_the_page_has_its_files_and_no_path_leads_out_of_it(daemon, path):
-    answer, _ = await said(daemon, head("GET", path, "Connection: close"))
-    assert status(answer) in (400, 404)
-    assert b"root:" not in answer and b"import" not in answer
+]  # fmt: skip
+
+
+async def test_the_page_has_its_files_and_no_path_leads_out_of_it(daemon):
+    for path in PATHS:
+        answer, _ = await said(daemon, head("GET", path, "Connection: close"))
+        assert status(answer) in (400, 404), path
+        assert b"root:" not in answer and b"import" not in answer, path
 
 
 HEADS = {
@@ -112,11 +120,11 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("name", HEADS)
-async def test_a_head_that_is_too_much_is_refused(daemon, name):
-    answer, took = await said(daemon, HEADS[name])
-    assert status(answer) in (400, 431, None) and took <= len(HEADS[name])
-    assert status((await said(daemon, head("GET", "/livez", "Connection: close")))[0]) == 200
+async def test_a_head_that_is_too_much_is_refused(daemon):
+    for name, text in HEADS.items():
+        answer, _ = await said(daemon, text)
+        assert status(answer) in (400, 431), name
+        assert status((await said(daemon, head("GET", "/livez", "Connection: close")))[0]) == 200
 
 
 def cursor(value):
@@ -124,42 +132,47 @@ def cursor(value):
 
 
 CURSORS = [
-    "x", "=", "%00", "e30", "a" * 3999, cursor([]), cursor({"main": -1}), cursor({"main": 2**70}), cursor({"main": "1"}),
+    "x", "=", "\x00", "e30", "a" * 3999, cursor([]), cursor({"main": -1}), cursor({"main": 2**70}), cursor({"main": "1"}),
     cursor({"main": True}), cursor({"main": 1.5}), cursor({"nowhere": 1}), cursor("x"), cursor({"main": None}),
     base64.urlsafe_b64encode(b"[" * 2500).decode(), base64.urlsafe_b64encode(b"\xff\xfe").decode(),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", CURSORS)
-async def test_a_cursor_that_nobody_gave_out_is_refused_or_leads_nowhere_else(daemon, text):
-    answer = await daemon.client.get("/v1/jobs", params={"cursor": text} if "%" not in text else None)
-    assert answer.status_code in (200, 400)
-    if answer.status_code == 200:
-        assert {job["job"] for job in answer.json()["jobs"]} <= {"orders"}
+async def test_a_cursor_that_nobody_gave_out_is_refused_or_leads_nowhere_else(daemon):
+    for text in CURSORS:
+        answer = await daemon.client.get("/v1/jobs", params={"cursor": text})
+        assert answer.status_code in (200, 400), (text, answer.text)
+        if answer.status_code == 200:
+            assert {job["job"] for job in answer.json()["jobs"]} <= {"orders"}
 
 
-@pytest.mark.parametrize("path", ["history?after={}", "quarantine?after={}", "history?limit={}", "history?since={}"])
-@pytest.mark.parametrize("text", ["-1", "0", "9" * 18, "9" * 19, "1e3", "NaN", "99999999d", "0.00000000000000000001s", "'"])
-async def test_a_number_that_no_page_begins_with_is_refused_or_leads_nowhere(daemon, path, text):
-    answer = await daemon.client.get(f"/v1/jobs/orders/{path.format(text)}")
-    assert answer.status_code in (200, 400), answer.text
+PAGES = ("history?after={}", "quarantine?after={}", "history?limit={}", "history?since={}", "quarantine?limit={}")
+NUMBERS = ("-1", "0", "9" * 18, "9" * 19, "1e3", "NaN", "99999999d", "0.00000000000000000001s", "'", "%00")
 
 
-@pytest.mark.parametrize("text", ['"0"', '"-1"', '"9223372036854775808"', '"1e3"', '"x"', '"１"', "\"'; drop\""])
-async def test_a_revision_that_is_not_the_jobs_changes_nothing(daemon, text):
-    before = (await daemon.client.get("/v1/jobs/orders")).json()
-    answer = await daemon.client.post("/v1/jobs/orders/cancel", headers=[(b"if-match", text.encode())])
-    assert answer.status_code in (400, 412), answer.text
-    after = (await daemon.client.get("/v1/jobs/orders")).json()
-    assert after["state"] == before["state"] != "cancelled"
+async def test_a_number_that_no_page_begins_with_is_refused_or_leads_nowhere(daemon):
+    for page in PAGES:
+        for text in NUMBERS:
+            answer = await daemon.client.get(f"/v1/jobs/orders/{page.format(text)}")
+            assert answer.status_code in (200, 400), (page, text, answer.text)
 
 
-@pytest.mark.parametrize("text", ["-1", "x", "9" * 18, "9" * 19, "1, 2", "\x01"])
-async def test_a_stream_goes_on_after_an_event_that_there_can_be(daemon, text):
-    answer, _ = await said(
-        daemon, head("HEAD", "/v1/jobs/orders/events", f"Last-Event-ID: {text}", "Connection: close")
-    )
-    assert status(answer) in (200, 400)
+REVISIONS = ('"0"', '"-1"', '"9223372036854775808"', '"1e3"', '"x"', '"\uff11"', '"\'; drop"', "x" * 1000)
+
+
+async def test_a_revision_that_is_not_the_jobs_changes_nothing(daemon):
+    for text in REVISIONS:
+        answer = await daemon.client.post("/v1/jobs/orders/cancel", headers=[(b"if-match", text.encode())])
+        assert answer.status_code in (400, 412), (text, answer.text)
+    assert (await daemon.client.get("/v1/jobs/orders")).json()["state"] != "cancelled"
+
+
+async def test_a_stream_goes_on_after_an_event_that_there_can_be(daemon):
+    for text in ("-1", "x", "9" * 18, "9" * 19, "1, 2", "\x01", "\uff11"):
+        request = head("HEAD", "/v1/jobs/orders/events", "Connection: close").decode()
+        request = request.replace("\r\n\r\n", f"\r\nLast-Event-ID: {text}\r\n\r\n").encode()
+        answer, _ = await said(daemon, request)
+        assert status(answer) in (200, 400), text
 
 
 SPECS = {
@@ -186,13 +199,14 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plans", "/v1/rehearsals"])
-async def test_a_spec_that_asks_for_what_nobody_may_have_begins_nothing(daemon, database, path):
-    for name, hostile in SPECS.items():
-        answer = await daemon.client.post(path, json=hostile)
-        assert answer.status_code in (400, 403, 404, 409, 422), (name, answer.text[:500])
-        assert len(answer.content) < 100_000, name
-        assert "evil" not in answer.text and "169.254" not in answer.text, name
+async def test_a_spec_that_asks_for_what_nobody_may_have_begins_nothing(daemon, database):
+    for path in ("/v1/jobs", "/v1/plans", "/v1/rehearsals"):
+        for name, hostile in SPECS.items():
+            answer = await daemon.client.post(path, json=hostile)
+            # A plan of what may not be is an answer: it says why.
+            assert answer.status_code in (400, 403, 404, 409, 422) or answer.json()["refused"], (name, answer.text)
+            assert len(answer.content) < 100_000, name
+            assert "evil" not in answer.text and "169.254" not in answer.text, name
     assert database.sql("select count(*) from orders") == "1000"
     assert [job["job"] for job in (await daemon.client.get("/v1/jobs")).json()["jobs"]] == ["orders"]
 
@@ -202,7 +216,7 @@ async def test_memory_stays_flat_whatever_is_asked(daemon):
     chunk = b"10000\r\n" + b'[{"a": "' * 0x2000 + b"\r\n"
     deep = json.dumps(spec()).encode()[:-1] + b', "x": ' + b"[" * 400_000
     for _ in range(ROUNDS):
-        await asyncio.gather(*(said(daemon, POST, (chunk,), most=2**25) for _ in range(4)))
+        await asyncio.gather(*(said(daemon, POST, [chunk], most=2**25) for _ in range(4)))
         await asyncio.gather(*(said(daemon, HEADS[name]) for name in HEADS))
         for _ in range(3):
             for body in (deep, json.dumps(SPECS["ten thousand columns"]).encode()):

@@ -161,5 +161,3 @@ async def test_orders_to_nobody_are_said_so(database: FreshDatabase) -> None:
         for method, path in (("POST", "pause"), ("POST", "cancel"), ("PATCH", "pace")):
             answer = await daemon.client.request(method, f"/v1/jobs/nobody/{path}", json={"reason": "x"})
             assert (await of(answer, 404))["code"] == "unknown_job"
-
-

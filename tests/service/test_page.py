@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -326,20 +327,38 @@ async def test_many_jobs_come_by_the_page_and_by_their_state(database: FreshData
     open_shop(database, 10)
     idle = {"main": {"dsn": database.dsn, "tables": ["*.*"]}}
     async with running_daemon(for_browsers(database, free_port(), connections=idle)) as daemon:
-        for number in range(53):
-            await submit(daemon.client, cents(f"job-{number:02}"))
-        assert (await daemon.client.post("/v1/jobs/job-07/pause")).is_success
-        async with visit(daemon.url) as seen:
-            rows = seen.page.locator("main tbody tr")
-            await seen.page.get_by_role("link", name="job-52").wait_for()
-            assert await rows.count() == 50
-            assert "job-52" in await rows.first.inner_text()
+        for number in range(5):
+            await submit(daemon.client, cents(f"job-{number}"))
+        assert (await daemon.client.post("/v1/jobs/job-3/pause")).is_success
+        async with visit(daemon.url, path="/openapi.json") as seen:
+            # As if there were as many jobs as fill a page of fifty.
+            await seen.page.route(
+                "**/v1/jobs?*", lambda route: route.continue_(url=route.request.url.replace("limit=50", "limit=3"))
+            )
+            await seen.page.goto(daemon.url)
+            names = seen.page.locator("main tbody tr a")
+            await seen.page.get_by_role("link", name="job-2").wait_for()
+            assert await names.all_inner_texts() == ["job-4", "job-3", "job-2"]
             await seen.page.get_by_role("button", name="Older jobs").click()
-            await seen.page.get_by_role("link", name="job-00").wait_for()
-            assert await rows.count() == 53
+            await seen.page.get_by_role("link", name="job-0").wait_for()
+            assert await names.all_inner_texts() == ["job-4", "job-3", "job-2", "job-1", "job-0"]
             await seen.page.get_by_label("State").select_option("paused")
-            await seen.page.get_by_role("link", name="job-52").wait_for(state="detached")
-            assert [await one.inner_text() for one in await rows.get_by_role("link").all()] == ["job-07"]
+            await seen.page.get_by_role("link", name="job-4").wait_for(state="detached")
+            assert await names.all_inner_texts() == ["job-3"]
             await seen.page.get_by_label("State").select_option("failed")
             await seen.page.get_by_text("No job is failed.").wait_for()
             assert not seen.complaints
+
+
+@needs_chromium
+async def test_the_chart_begins_with_what_the_daemon_saw_before_the_page_was_opened(database: FreshDatabase) -> None:
+    open_shop(database)
+    async with running_daemon(for_browsers(database, free_port())) as daemon:
+        await submit(daemon.client, cents())
+        while len((await daemon.client.get("/v1/jobs/orders-cents/recent")).json()["moments"]) < 2:
+            await asyncio.sleep(0.1)
+        async with visit(daemon.url, path="/#job=orders-cents") as seen:
+            await seen.until("document.querySelector('svg[role] .rate')?.getAttribute('d').includes('L')")
+            left = "parseFloat(document.querySelector('svg[role] .rate').getAttribute('d').slice(1))"
+            wide = await seen.page.evaluate("document.querySelector('svg[role]').clientWidth")
+            assert await seen.page.evaluate(left) < wide - 40  # a minute is as wide as the chart: more than two seconds

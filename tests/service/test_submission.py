@@ -16,7 +16,7 @@ from tests.support.databases import FreshDatabase, TwoDatabases
 
 def idle(database: FreshDatabase, **settings: Any) -> dict[str, Any]:
     """A configuration whose daemon works no job."""
-    return config_of(database, connections={"main": {"dsn": database.dsn, "tables": ["public.*"]}} | settings)
+    return config_of(database, **{"connections": {"main": {"dsn": database.dsn, "tables": ["public.*"]}}} | settings)
 
 
 def shop(database: FreshDatabase, rows: int = 500) -> None:
@@ -33,7 +33,7 @@ def spec(name: str | None = "cents", **settings: Any) -> dict[str, Any]:
         "name": name,
         "source": {"connection": "main", "table": "public.shop"},
         "set": {"cents": "amount * 100"},
-        "pace": {"signals": [{"read_latency": {"off": True}}, {"commit_latency": {"off": True}}]},
+        "pace": {"signals": "off"},
         "accept": ["DUAL_WRITE_MISSING"],
     }
     return {key: value for key, value in (job | settings).items() if value is not None}

@@ -15,6 +15,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -26,6 +27,7 @@ import httpx
 import psutil
 import pytest
 import trustme
+import uvloop
 
 from engine.embedded.account import Account
 from engine.errors import UsageError
@@ -33,8 +35,9 @@ from engine.service.access import Peer
 from engine.service.auth import Doorkeeper
 from engine.service.config import Address, Config
 from engine.service.crowd import RESERVE, Crowd, place_of
+from engine.service.exchange import MAX_HEADERS, PEER
 from engine.service.sockets import listen
-from engine.service.transport import MAX_HEADERS, PEER, Front
+from engine.service.transport import Front
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -378,9 +381,23 @@ async def test_a_client_that_leaves_ends_its_request() -> None:
         assert front.application.left == ["/echo"]
 
 
+async def ask_for(seconds: float, front: Opened) -> list[float]:
+    """How long each answer took, the slowest last."""
+    took = []
+    async with httpx.AsyncClient(base_url=front.urls[0]) as client:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            begun = time.monotonic()
+            assert (await client.get("/")).status_code == 200
+            took.append(time.monotonic() - begun)
+            await asyncio.sleep(0.01)
+    return sorted(took)
+
+
 async def test_a_hundred_slow_clients_do_not_keep_a_healthy_one_waiting() -> None:
     """Slowloris: heads, bodies and answers that trickle, for as long as they are let."""
     async with opened(limits={"header_timeout": "2s", "send_timeout": "1s"}) as front:
+        alone = await ask_for(1, front)
         clients = [await front.connect() for _ in range(99)]
         stop = asyncio.Event()
         beginnings = (
@@ -401,21 +418,30 @@ async def test_a_hundred_slow_clients_do_not_keep_a_healthy_one_waiting() -> Non
 
         slow = [asyncio.create_task(trickle(number)) for number in range(99)]
         before = psutil.Process().memory_info().rss
-        took = []
-        async with httpx.AsyncClient(base_url=front.urls[0]) as client:
-            until = time.monotonic() + 3
-            while time.monotonic() < until:
-                begun = time.monotonic()
-                assert (await client.get("/")).status_code == 200
-                took.append(time.monotonic() - begun)
-                await asyncio.sleep(0.01)
+        took = await ask_for(3, front)
         stop.set()
         await asyncio.gather(*slow)
         for _, writer in clients:
             writer.close()
-        took.sort()
-        assert took[int(len(took) * 0.99)] < 0.1, took[-5:]
+        # A machine that is busy with other things is slow without any of them, too.
+        assert took[int(len(took) * 0.99)] < max(0.1, 3 * alone[-1]), (took[-5:], alone[-5:])
         assert psutil.Process().memory_info().rss - before < 64 * 2**20
+
+
+async def test_a_body_in_the_smallest_of_chunks_does_not_keep_the_event_loop() -> None:
+    async with opened() as front:
+        small = b"1\r\na\r\n" * 60_000
+        asking = asyncio.create_task(
+            front.raw(b"POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + small, within_s=2)
+        )
+        slowest, begun = 0.0, time.monotonic()
+        while time.monotonic() - begun < 1.5:
+            before = time.thread_time()  # our own work, however busy the machine is
+            await asyncio.sleep(0)
+            slowest = max(slowest, time.thread_time() - before)
+        assert slowest < 0.1
+        with contextlib.suppress(TimeoutError):
+            await asking
 
 
 # -- how many
@@ -604,15 +630,14 @@ def as_another_user(folder: Path, path: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.fixture
-def reachable(folder: Path) -> Iterator[Path]:
-    """Every folder above lets others pass, so that only the daemon's own doing keeps them out."""
-    before = [(one, stat.S_IMODE(one.stat().st_mode)) for one in list(folder.parents)[:-2]]
-    for one, mode in before:
-        one.chmod(mode | 0o011)
-    yield folder
-    for one, mode in before:
-        if one.exists():
-            one.chmod(mode)
+def reachable() -> Iterator[Path]:
+    """Every folder above lets others pass, so that only the daemon's own doing keeps them out.
+
+    Not one of pytest's: each session that starts closes the folder above all of them.
+    """
+    with tempfile.TemporaryDirectory(prefix="backfill-socket-") as above:
+        Path(above).chmod(0o711)
+        yield Path(above) / "run"
 
 
 async def test_another_user_cannot_even_connect(reachable: Path) -> None:
@@ -794,6 +819,44 @@ async def test_a_client_that_never_ends_its_handshake_has_no_more_time_than_for_
         await until(lambda: len(front.front._crowd) == 0)
 
 
+# -- the event loop of the command
+
+
+def test_all_of_it_holds_in_the_event_loop_of_the_command(authority: trustme.CA, tmp_path: Path, folder: Path) -> None:
+    """uvloop has transports of its own."""
+    limits = {"header_timeout": "300ms", "send_timeout": "300ms", "idle_timeout": "300ms", "connections": 8}
+    tls = server_files(authority, tmp_path / "tls")
+    one = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+
+    async def everything() -> None:
+        async with opened("tcp://127.0.0.1:0", f"unix://{folder}/s", limits=limits) as front:
+            assert status(await front.raw(one)) == 200
+            assert front.application.peers[0].uid == os.geteuid()
+            assert problem(await front.raw(GET[:-2]))["code"] == "too_slow"
+            assert problem(await front.raw(b"GET / HTTP/1.1\nhost: x\n\n"))["code"] == "malformed_request"
+            assert (await front.raw(GET)).endswith(b"ok")  # and then idle for too long
+            _, deaf = await front.connect()
+            deaf.transport.pause_reading()  # type: ignore[attr-defined]
+            deaf.write(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n")
+            await until(lambda: "/endless" in front.application.paths)
+            await until(lambda: not front.front.state.connections)
+            deaf.close()
+            silent = await fill(front, 50, b"GET ")
+            assert status(await front.raw(one)) == 200
+            await until(lambda: len(front.front._crowd) == 0)
+            for writer in silent:
+                writer.close()
+        async with opened(tls=tls, limits=limits) as front:
+            asking = {"ssl": trusting(authority), "server_hostname": "localhost"}
+            assert status(await front.raw(one, **asking)) == 200
+            assert await front.raw(GET) == b""
+            assert (await front.raw(GET, **asking)).endswith(b"ok")
+            await until(lambda: len(front.front._crowd) == 0)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(everything())
+
+
 # -- the end
 
 
@@ -819,11 +882,15 @@ async def test_an_answer_that_has_begun_is_finished_and_the_rest_is_cut_off_in_t
 
 
 async def test_nothing_is_left_when_all_have_gone() -> None:
+    async def round_of(count: int) -> None:
+        async with opened() as front:
+            for _ in range(count):
+                await front.raw(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                await front.raw(b"garbage\r\n\r\n")
+            await until(lambda: len(front.front._crowd) == 0)
+            assert not front.front._greeting
+
+    await round_of(1)  # what the event loop itself opens when it is first used
     before = psutil.Process().num_fds()
-    async with opened() as front:
-        for _ in range(100):
-            await front.raw(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-            await front.raw(b"garbage\r\n\r\n")
-        await until(lambda: len(front.front._crowd) == 0)
-        assert not front.front._greeting
+    await round_of(100)
     await until(lambda: psutil.Process().num_fds() <= before)

@@ -5,6 +5,7 @@ What the page says before its reference (with commands that a test runs) stands 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def page() -> str:
     parts += ["| route | scope | what it does |", "|---|---|---|"]
     shown = [route for route in ROUTES if (route.method, route.path) in operations]
     parts += [
-        f"| [`{route.method} {route.path}`](#{route.name.replace('_', '-')}) | {route.scope or 'public'} | {route.summary} |"
+        f"| [`{route.method} {route.path}`](#{_anchor(route)}) | {route.scope or 'public'} | {route.summary} |"
         for route in shown
     ]
     for tag, title in _TOPICS.items():
@@ -54,7 +55,7 @@ def page() -> str:
 
 
 def _route(route: Route, operation: dict[str, Any]) -> Iterator[str]:
-    yield f'\n### <a id="{route.name.replace("_", "-")}"></a>`{route.method} {route.path}`\n'
+    yield f"\n### `{route.method} {route.path}`\n"
     yield f"{route.summary}. Scope: {f'`{route.scope}`' if route.scope else 'none, it is public'}."
     if operation.get("description"):
         yield "\n" + operation["description"]
@@ -74,7 +75,14 @@ def _route(route: Route, operation: dict[str, Any]) -> Iterator[str]:
         yield f"\nAnswer: {statuses} with `{route.answer.__name__}`."
     else:
         yield f"\nAnswer: {statuses} with `{route.media_type}`."
-    yield f"Problems: {', '.join(f'`{code}`' for code in openapi.codes_of(route))}."
+    own = [f"`{code}`" for code in openapi.codes_of(route) if code not in set().union(*openapi.usual_codes())]
+    if own:
+        yield f"Problems of its own: {', '.join(own)}."
+
+
+def _anchor(route: Route) -> str:
+    """As a heading is linked to."""
+    return re.sub(r"[^\w\- ]", "", f"{route.method} {route.path}".lower()).replace(" ", "-")
 
 
 def _form(schema: dict[str, Any]) -> str:
@@ -108,6 +116,8 @@ _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "maxLeng
 def _codes() -> Iterator[str]:
     yield "## Codes of problems\n"
     yield "`code` is stable; `type` is `urn:backfill:problem:` and the code.\n"
+    everywhere, scoped = (", ".join(f"`{code}`" for code in codes) for codes in openapi.usual_codes())
+    yield f"Any route can answer with {everywhere}; any that demands a scope, with {scoped}, too.\n"
     yield "| status | code | what it means |\n|---|---|---|"
     used = {code for route in ROUTES for code in openapi.codes_of(route)} | set(_BEFORE)
     known = openapi.codes()

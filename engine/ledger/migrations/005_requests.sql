@@ -41,4 +41,105 @@ BEGIN
 END
 $$;
 
+-- As before, with since when the same gate decides.
+CREATE OR REPLACE VIEW backfill.status AS
+SELECT j.name AS job,
+       j.state,
+       j.mode,
+       j.phase,
+       j.source,
+       j.target,
+       coalesce(s.rows_done, 0) AS rows_done,
+       j.rows_estimated,
+       CASE WHEN j.state = 'done' THEN 1.0
+            WHEN s.estimated > 0 THEN least(0.999, s.passed / s.estimated)
+            ELSE 0.0 END::double precision AS progress,
+       coalesce(w.rows_per_s, 0) AS rows_per_s,
+       CASE WHEN j.state IN ('planned', 'running', 'verifying') AND w.rows_per_s > 0
+            THEN greatest(0, s.estimated - s.passed) / w.rows_per_s END::double precision AS eta_s,
+       coalesce(w.workers, 0) AS workers,
+       coalesce(s.spans, 0) AS spans_total,
+       coalesce(s.finished, 0) AS spans_done,
+       coalesce(s.leased, 0) AS spans_running,
+       coalesce(s.bytes, 0) AS bytes_done,
+       coalesce(s.chunks, 0) AS chunks,
+       j.limit_rows_per_s,
+       CASE WHEN j.state = 'planned' OR (j.state IN ('running', 'verifying') AND j.barrier_snapshot IS NOT NULL)
+            THEN coalesce(j.waits_for, w.waiting)
+            WHEN j.state NOT IN ('running', 'verifying') THEN j.reason
+            WHEN p.in_force IS NOT NULL AND (p.in_force ->> 'held')::boolean THEN p.in_force ->> 'reason'
+            WHEN p.is_valid IS FALSE AND w.workers > 0 THEN 'no pacer: at the minimum'
+            ELSE nullif(w.waiting, '') END AS waiting,
+       coalesce(w.waits, '{}'::jsonb) AS waits,
+       coalesce(w.retries, 0) AS retries,
+       j.created_at,
+       j.started_at,
+       j.finished_at,
+       j.error_code,
+       j.error_message,
+       j.error_hint,
+       j.resumable,
+       coalesce(j.limit_rows_per_s, (j.spec -> 'pace' ->> 'max_rows_per_s')::double precision) AS max_rows_per_s,
+       CASE WHEN p.in_force IS NOT NULL THEN (p.in_force ->> 'rate_per_s')::double precision
+            WHEN p.is_valid IS FALSE AND j.state IN ('running', 'verifying') THEN NULL -- the minimum, which each worker knows
+            ELSE coalesce(j.limit_rows_per_s, (j.spec -> 'pace' ->> 'max_rows_per_s')::double precision)
+            END AS limit_now_rows_per_s,
+       (p.in_force ->> 'pressure')::double precision AS pressure,
+       p.in_force ->> 'stage' AS stage,
+       nullif(p.in_force ->> 'leads', '') AS leads,
+       CASE WHEN (p.in_force ->> 'held')::boolean THEN nullif(p.in_force ->> 'leads', '') END AS held_by,
+       nullif(p.in_force ->> 'reason', '') AS pace_reason,
+       (p.in_force ->> 'chunk_target_s')::double precision AS chunk_target_s,
+       (p.in_force ->> 'workers')::integer AS workers_allowed,
+       coalesce(p.in_force -> 'signals', '[]'::jsonb) AS signals,
+       nullif(p.in_force -> 'deadline', 'null') AS deadline,
+       nullif(p.in_force -> 'growth', 'null') AS growth,
+       CASE WHEN p.holds THEN p.host || ':' || p.os_pid END AS pacer,
+       p.is_valid AS pace_valid, -- null: nothing was published yet
+       p.age_s AS pace_age_s,
+       j.pace || jsonb_strip_nulls(jsonb_build_object('max_rows_per_s', j.limit_rows_per_s)) AS orders,
+       j.quarantined,
+       CASE v.outcome WHEN 'passed' THEN true WHEN 'mismatch' THEN false END AS verified, -- null: nobody knows
+       to_jsonb(v) AS verification, -- the one that runs, or the last one
+       p.in_force ->> 'since' AS pace_since
+  FROM backfill.job j
+  LEFT JOIN backfill.verification v ON v.id = j.verification_id
+  LEFT JOIN LATERAL (
+       SELECT (sum(rows) FILTER (WHERE phase = 'move'))::bigint AS rows_done,
+              sum(bytes)::bigint AS bytes,
+              (sum(chunks) FILTER (WHERE phase IN ('move', 'sweep')))::bigint AS chunks,
+              sum(rows_estimated) FILTER (WHERE is_current) AS estimated,
+              sum(CASE WHEN cursor = hi THEN rows_estimated
+                       ELSE least(rows_estimated, scanned::double precision) END) FILTER (WHERE is_current) AS passed,
+              count(*) FILTER (WHERE phase = j.phase OR j.phase = 'end') AS spans,
+              count(*) FILTER (WHERE (phase = j.phase OR j.phase = 'end') AND cursor = hi) AS finished,
+              count(*) FILTER (WHERE cursor IS DISTINCT FROM hi AND lease_until > clock_timestamp()) AS leased
+         FROM (SELECT *, (phase IN ('move', 'sweep'))
+                         = (j.phase NOT IN ('verify', 'extra', 'confirm', 'recheck')) AS is_current
+                 FROM backfill.span
+                WHERE job_id = j.id) of_job) s ON true
+  LEFT JOIN LATERAL (
+       SELECT count(*) FILTER (WHERE fresh) AS workers,
+              sum(rows_per_s) FILTER (WHERE fresh) AS rows_per_s,
+              CASE WHEN bool_and(waiting <> '') FILTER (WHERE at_work) THEN max(waiting) FILTER (WHERE at_work)
+                   ELSE '' END AS waiting,
+              sum(retries)::bigint AS retries,
+              (SELECT jsonb_object_agg(reason, seconds)
+                 FROM (SELECT e.key AS reason, round(sum(e.value::numeric), 1) AS seconds
+                         FROM backfill.worker v CROSS JOIN LATERAL jsonb_each_text(v.waits) e
+                        WHERE v.job_id = j.id GROUP BY e.key) per_reason) AS waits
+         FROM (SELECT *, fresh AND waiting <> 'parked' AS at_work -- a parked one is not needed: it waits for nothing
+                 FROM (SELECT *, seen_at > clock_timestamp() - interval '15 seconds' AS fresh
+                         FROM backfill.worker WHERE job_id = j.id) recent) recent) w ON true
+  LEFT JOIN LATERAL (
+       SELECT published.*,
+              CASE WHEN is_valid AND j.state IN ('running', 'verifying') THEN decision END AS in_force
+         FROM (SELECT host, os_pid, decision,
+                      process IS NOT NULL AND lease_until > clock_timestamp() AS holds,
+                      greatest(0, extract(epoch FROM clock_timestamp() - published_at))::double precision AS age_s,
+                      -- Further ahead than twice as long as it was given: somebody's clock jumped.
+                      valid_until > clock_timestamp()
+                      AND valid_until < clock_timestamp() + 2 * (valid_until - published_at) AS is_valid
+                 FROM backfill.pacer WHERE job_id = j.id) published) p ON true;
+
 INSERT INTO backfill.version (version) VALUES (5);

@@ -16,6 +16,17 @@ const LATENCY = /^(read_latency|commit_latency)(@|$)/;
 export class Samples {
   all = [];
 
+  /** What the daemon remembers goes before what this page has seen; its clock may differ from ours. */
+  begin({ now, moments }) {
+    const ahead = Date.now() - new Date(now);
+    const first = this.all[0]?.at ?? Infinity;
+    const past = moments.map((one) => ({
+      at: new Date(one.at).getTime() + ahead, rate: one.rows_per_s, limit: one.held_by ? 0 : one.limit_rows_per_s, held: one.held_by,
+      latencies: Object.fromEntries(one.signals.filter(({ value }) => value !== null).map(({ name, value, target }) => [name, { value, target }])),
+    }));
+    this.all.unshift(...past.filter((one) => one.at < first - 900));
+  }
+
   add(job, at = Date.now()) {
     const last = this.all.at(-1);
     const soon = last && at - last.at < 900; // one a second: what comes sooner takes the place of the last, and its time
@@ -110,9 +121,10 @@ export class Chart {
     fill(this.numbers, rows);
     const names = all.filter((one) => !one.kind.startsWith("target")).map((one) => [one.name, one.kind]);
     if (names.length < all.length) names.push(["their targets", "target"]);
+    if (seen.some((one) => one.held)) names.push(["held", "heldspan"]);
     if (this.#legend.dataset.of !== JSON.stringify(names)) {
       this.#legend.dataset.of = JSON.stringify(names);
-      this.#legend.replaceChildren(...names.map(([name, kind]) => h("li", {}, svg("svg", { width: 22, height: 8 }, svg("path", { class: `line ${kind}`, d: "M1 4H21" })), name)));
+      this.#legend.replaceChildren(...names.map(([name, kind]) => h("li", {}, svg("svg", { width: 22, height: 8 }, kind === "heldspan" ? svg("rect", { class: kind, width: 22, height: 8 }) : svg("path", { class: `line ${kind}`, d: "M1 4H21" })), name)));
     }
     const label = `Chart: ${this.title.textContent.toLowerCase()}. ${rows.map(([name, [, last, least, most]]) => `${name} now ${last}, from ${least} to ${most}`).join("; ")}.`;
     if (this.#picture.getAttribute("aria-label") !== label) this.#picture.setAttribute("aria-label", label);

@@ -58,7 +58,7 @@ export class JobView {
       this.chart.element,
       h("div", { class: "columns" },
         h("div", {},
-          h("section", { class: "card" }, h("h2", {}, "Signals"), signals, part("noSignals", "p", { class: "quiet" }, "Nobody listens to signals now.")),
+          part("listening", "section", { class: "card" }, h("h2", {}, "Signals"), signals, part("noSignals", "p", { class: "quiet" }, "Nobody listens to signals now.")),
           part("waiting", "section", { class: "card" }, h("h2", {}, "Waits"), waits),
           part("quarantine", "section", { class: "card" }, h("h2", {}, "Quarantine"), part("asideText", "p"), setAside)),
         h("div", {},
@@ -88,7 +88,10 @@ export class JobView {
     const { signal } = this.#stop;
     for (let tries = 0; !signal.aborted;) {
       try {
-        if (!this.job) this.#show(await get(this.#path(), signal));
+        if (!this.job) {
+          this.#show(await get(this.#path(), signal));
+          this.#remember(signal);
+        }
         await this.#readHistory(signal);
         this.context.fresh();
         for await (const event of this.#heard(signal)) {
@@ -135,6 +138,14 @@ export class JobView {
     if (event === "status") this.#show(data);
     else if (event === "history") this.#enter([data]);
     else if (event === "trouble") say(this.database, `${data?.message ?? "The database does not answer"}. What you see is from before.`);
+  }
+
+  /** The chart begins with what the daemon saw before this page was opened. */
+  async #remember(signal) {
+    const past = await get(this.#path("/recent"), signal).catch(() => null);
+    if (!past?.moments.length) return;
+    this.context.remember(this.job, past);
+    this.#draw(this.job);
   }
 
   async #readHistory(signal) {
@@ -187,7 +198,8 @@ export class JobView {
     this.bar.value = job.progress;
     this.bar.className = job.pace.held_by && going ? "held" : job.state;
     say(this.rate, going ? `${rate(job.rows_per_s)} rows/s` : "");
-    say(this.limit, job.pace.held_by || job.state === "failed" ? "" : why(job) || (going ? "no limit" : ""));
+    const reason = why(job) || (going ? "no limit" : "");
+    say(this.limit, job.pace.held_by || job.state === "failed" ? "" : ["paused", "cancelled"].includes(job.state) && reason ? `Reason: ${reason}` : reason);
     say(this.workers, going ? counted(job.workers, "worker") : "");
     this.#held(job);
     show(this.error, Boolean(job.error));
@@ -223,6 +235,7 @@ export class JobView {
     for (const row of this.signals.children) row.className = row.dataset.key === leads ? (held_by ? "holds" : "leads") : "";
     show(this.signals.closest(".scroll"), job.signals.length > 0);
     show(this.noSignals, !job.signals.length);
+    show(this.listening, job.signals.length > 0 || !FINAL.includes(job.state));
   }
 
   #facts(job) {

@@ -39,6 +39,11 @@ const context = {
   isAway: () => away !== null,
   said: (text) => say($("said"), text),
   samples: (job) => samples.get(keyOf(job)),
+  remember(job, past) {
+    const key = keyOf(job);
+    if (!samples.has(key)) samples.set(key, new Samples());
+    samples.get(key).begin(past);
+  },
   seen(job) {
     const key = keyOf(job);
     if (!FINAL.includes(job.state)) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from engine.errors import Problem, UsageError
 from engine.fleet import evidence
@@ -15,9 +15,9 @@ from engine.flow.endpoints import endpoints_of
 from engine.flow.prepare import Prepared, inspect
 from engine.flow.shared import SETTLE_S
 from engine.service.access import Forbidden, Scope
-from engine.service.admission import NotAllowed
+from engine.service.admission import NotAllowed, admit
 from engine.service.problems import Unprocessable
-from engine.service.routes.finding import CONNECTION, find, job_reply, seen_by, spec_of
+from engine.service.routes.finding import CONNECTION, dsns_of, find, job_reply, seen_by, spec_of
 from engine.service.routing import Call, Parameter, Reply, Route
 from engine.service.station import Station
 from engine.spec import JobSpec
@@ -117,9 +117,11 @@ async def change_triggers(call: Call) -> Reply:
         raise NotAllowed([Problem("", "the operator does not allow triggers to be changed through the API")])
     asked: shapes.DualWriteChange = call.body
     patience_s = _seconds(asked.patience, "/patience", LONGEST_PATIENCE_S) if asked.patience else 30.0
-    station, spec = await _spec(call)
+    station, spec = await _spec(call) if asked.spec is None else _submitted(call, asked.spec)
     async with station.preparing:
         seen = await inspect(spec, endpoints_of(spec))
+    if asked.spec is not None:
+        admit(asked.spec, call.daemon.config, dsns_of(call), call.identity).check_tables(seen)
     prepared = prepared_for_change(seen)
     async with _session(prepared, as_whom=station.named(call.identity)) as connection:
         by = triggers.patience(patience_s)
@@ -129,6 +131,14 @@ async def change_triggers(call: Call) -> Reply:
         else:
             outcome = await triggers.remove(connection, spec.name, force=asked.force, by=by)
     return Reply(shapes.DualWriteChanged.model_validate(triggers.summary(outcome)))
+
+
+def _submitted(call: Call, data: dict[str, Any]) -> tuple[Station, JobSpec]:
+    """The job of a spec that is not begun yet: triggers come first."""
+    admitted = admit(data, call.daemon.config, dsns_of(call), call.identity)
+    if admitted.spec.name != call.path["job"]:
+        raise _misfit("/spec/name", f"is not {call.path['job']}, which the path names")
+    return call.daemon.stations[admitted.connection], admitted.spec
 
 
 @asynccontextmanager
@@ -231,6 +241,6 @@ ROUTES = (
         takes_if_match=True,
         parameters=(CONNECTION,),
         is_slow=True,
-        problems=(*_PROBLEMS, "changed_meanwhile", "not_allowed", "busy"),
+        problems=(*_PROBLEMS, "changed_meanwhile", "not_allowed", "spec_invalid", "busy"),
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.service.routes import evidence, jobs, orders, pace, page, planning, quarantine, service, watching
+from engine.service.routes import evidence, jobs, orders, pace, page, planning, quarantine, recent, service, watching
 from engine.service.routing import Route
 
 ROUTES: Final[tuple[Route, ...]] = (
@@ -14,6 +14,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *orders.ROUTES,
     *pace.ROUTES,
     *watching.ROUTES,
+    *recent.ROUTES,
     *quarantine.ROUTES,
     *evidence.ROUTES,
     *planning.ROUTES,

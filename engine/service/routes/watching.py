@@ -73,6 +73,9 @@ async def _stream(call: Call, station: Station, seen: int | None) -> AsyncIterat
         async with station.watcher.watch(call.path["job"], seen) as watch:
             while True:
                 news = await _next(watch, draining)
+                if not call.daemon.doorkeeper.still_knows(call.identity):
+                    yield b": who may look has changed; come back\n\n"
+                    return
                 if news is not None:
                     for piece in _told(call, station, news):
                         yield piece
@@ -82,9 +85,6 @@ async def _stream(call: Call, station: Station, seen: int | None) -> AsyncIterat
                         return
                 elif draining.done():
                     yield b": this daemon is about to end; come back, and go on from the last event\n\n"
-                    return
-                elif not call.daemon.doorkeeper.still_knows(call.identity):
-                    yield b": who may look has changed; come back\n\n"
                     return
                 else:
                     yield b": still there\n\n"

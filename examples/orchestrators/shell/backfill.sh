@@ -11,17 +11,16 @@ if [ -n "${BACKFILL_TOKEN_FILE:-}" ]; then
     export BACKFILL_TOKEN
 fi
 
-# 5: nobody answers; 75: try again. Everything else is decided: 0 done, 3 spec, 4 preflight, 6 mismatch, 7 stopped by a
-# guard, 8 cancelled (docs/cli.md).
-run() {
-    until backfill run "$spec"; do
-        code=$?
-        case $code in
-            5 | 75) sleep "${BACKFILL_RETRY_S:-5}" ;;
-            *) exit "$code" ;;
-        esac
-    done
-}
-
-run
+# 5: nobody answers; 75: try again, so many times, and then it is the orchestrator's turn. Everything else is decided:
+# 0 done, 3 spec, 4 preflight, 6 mismatch, 7 stopped by a guard, 8 cancelled (docs/cli.md).
+left=${BACKFILL_TRIES:-20}
+until backfill run "$spec"; do
+    code=$?
+    left=$((left - 1))
+    case $code in
+        5 | 75) [ "$left" -gt 0 ] || exit "$code" ;;
+        *) exit "$code" ;;
+    esac
+    sleep "${BACKFILL_RETRY_S:-5}"
+done
 exec backfill gate "$spec"   # 0 only when the old side may be given up
