@@ -24,7 +24,7 @@ EXTRAS_pictures := embedded,test,grafana,bench
 EXTRAS_lint := lint
 
 .PHONY: help demo test quick test-debug faults lint format type docs bench bench-smoke dashboards \
-	fuzz openapi page-pictures pictures build check-wheel clean
+	fuzz openapi soak page-pictures pictures build check-wheel clean
 .DELETE_ON_ERROR:
 
 help: ## what can be made
@@ -87,6 +87,9 @@ fuzz: $(VENV)/.ready-test ## ask a daemon whatever its document allows, and what
 	BACKFILL_FUZZ_S=$${BACKFILL_FUZZ_S:-600} BACKFILL_FUZZ_SEED=$${BACKFILL_FUZZ_SEED:-$$(date +%s)} \
 		$(BIN)/python -m pytest -s tests/service/test_fuzz.py $(ARGS)
 
+soak: $(VENV)/.ready-test ## hundreds of small jobs under random orders, and a daemon that is killed again and again
+	$(BIN)/python -m tests.service.soak $(ARGS)
+
 page-pictures: $(VENV)/.ready-test ## photograph the status page at work, into docs/pictures; needs Chromium
 	$(BIN)/python -m tests.service.page_pictures
 
@@ -105,6 +108,8 @@ check-wheel: build ## install the wheel into a venv of its own and use it from e
 	cd / && "$(CURDIR)/build/wheel-venv/bin/python" -I -c \
 		"import engine, engine._native.copybin, engine._native.keyspace; print(engine.__file__)"
 	cd / && "$(CURDIR)/build/wheel-venv/bin/backfill" --version
+	cd / && "$(CURDIR)/build/wheel-venv/bin/python" -I -c \
+		"from engine.service.routes.page import page_files; assert {'index.html', 'page.css', 'page.js'} <= set(page_files())"
 	build/wheel-venv/bin/backfill dashboards export build/wheel-venv/grafana
 	test -s build/wheel-venv/grafana/dashboards/overview.json && test -s build/wheel-venv/grafana/alerts/backfill.rules.yaml
 	test -s build/wheel-venv/grafana/docs/operations/alerts.md

@@ -95,7 +95,8 @@ def _show(terminal: Terminal, name: str, report: dict[str, Any]) -> None:
     lines = [
         (f"  {key}", said["value"] + (f"  ({said['origin']})" if said["origin"] else "")) for key, said in settings
     ]
-    terminal.details([("settings", ""), *lines])
+    if lines:  # a daemon keeps the addresses of its connections to itself
+        terminal.details([("settings", ""), *lines])
 
 
 def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:

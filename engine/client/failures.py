@@ -21,8 +21,6 @@ from engine.model import Finding, JobState, Severity
 from engine.wire.shapes import Detail, ProblemDetails
 
 _EXIT_CODES: Final = {
-    "unauthenticated": 5,
-    "forbidden": 5,
     "draining": 75,
     "changed_meanwhile": 75,
     "idempotency_key_reused": 3,
@@ -30,7 +28,7 @@ _EXIT_CODES: Final = {
 }
 """Of codes that only a daemon has."""
 
-_BY_STATUS: Final = {400: 2, 404: 2, 405: 2, 422: 2, 429: 75, 502: 5, 503: 75, 504: 5}
+_BY_STATUS: Final = {400: 2, 401: 5, 403: 5, 404: 2, 405: 2, 422: 2, 429: 75, 502: 5, 503: 75, 504: 5}
 
 
 class DaemonError(BackfillError):

@@ -7,7 +7,6 @@ event loop.  So there is one decision about what may be repeated, and it is test
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeAlias, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from engine.client.failures import AnswerLost, DaemonError, error_of
+from engine.clock import SystemClock
 from engine.errors import BackfillError, CannotConnect
 
 A = TypeVar("A")
@@ -33,8 +33,8 @@ LONGEST_PAUSE_S: Final = 5.0
 LONGEST_RETRY_AFTER_S: Final = 60.0
 
 _TRY_LATER: Final = (429, 502, 503, 504)
-_NOTHING_DONE: Final = (429,)
-"""Statuses that a daemon answers with before it looks at what was asked."""
+_NOTHING_DONE: Final = ("too_many_tries", "crowded", "overloaded", "draining")
+"""Codes that a daemon answers with before it does anything of what was asked."""
 
 
 # -- steps ------------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class Habits:
 
     daemon: str  # for people
     patience_s: float
-    now: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = SystemClock().now
     random: random.Random = field(default_factory=random.Random)
 
     def pause_s(self, attempt: int, asked_s: float | None = None) -> float:
@@ -165,7 +165,7 @@ def answered(ask: Ask[A], habits: Habits) -> Plan[A]:
             if outcome.status < 400 or outcome.status in ask.accepts:
                 return ask.read(outcome)
             error = error_of(outcome.status, outcome.body, habits.daemon)
-            may_repeat = outcome.status in (_TRY_LATER if ask.is_repeatable else _NOTHING_DONE)
+            may_repeat = outcome.status in _TRY_LATER and (ask.is_repeatable or error.code in _NOTHING_DONE)
             asked_s = retry_after_s(outcome)
         else:
             error = habits.unreachable(outcome, may_be_done=not ask.is_repeatable)

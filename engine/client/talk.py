@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
@@ -29,7 +30,7 @@ from engine.client.plans import (
     shaped,
     text,
 )
-from engine.errors import Busy
+from engine.errors import Busy, UsageError
 from engine.model import JobState
 from engine.wire import shapes
 
@@ -40,6 +41,7 @@ Until = Literal["final", "done", "paused", "change"]
 SLOW_ANSWER_S: Final = 150.0
 """Of routes that look at the tables themselves; the daemon gives up after two minutes."""
 
+_HEADER: Final = re.compile(r"[\x21-\x7e]{1,300}")
 _STATES: Final = {"final": (), "done": (), "paused": (JobState.PAUSED,)}
 
 
@@ -451,12 +453,15 @@ class Talk:
             headers["if-none-match"] = f'"{unless}"'
         if key is not None:
             headers["idempotency-key"] = key
+        for name in ("if-match", "if-none-match", "idempotency-key"):
+            if not _HEADER.fullmatch(headers.get(name, "x")):
+                raise UsageError(f"{name} must be printable ASCII without spaces, and not long")
         request = Outgoing(
             method=method,
             path=path,
             parameters=query(parameters),
             headers=headers,
-            body=None if body is None else json.dumps(body, allow_nan=False).encode(),
+            body=None if body is None else _encoded(body),
             timeout_s=timeout_s,
         )
         return answered(Ask(request, read, repeatable or method == "GET", accepts), self.habits)
@@ -471,6 +476,13 @@ _read_job: Final = shaped(shapes.Job)
 
 def _job(job: str) -> str:
     return f"/v1/jobs/{quote(job, safe='')}"
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, allow_nan=False).encode()
+    except (TypeError, ValueError):
+        raise UsageError("that cannot be written as JSON", hint="texts, numbers, lists and mappings") from None
 
 
 def _rows(ids: Sequence[int] | None) -> dict[str, Any]:

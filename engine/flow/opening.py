@@ -134,8 +134,8 @@ async def check_schema(ledger: Ledger, job: JobRecord, prepared: Prepared, sides
     if not changed:
         return
     if job.refreeze:
-        await ledger.apply_fingerprint(job.id, now)
-        await ledger.record(job.name, "schema accepted", {"changes": changed})
+        if await ledger.apply_fingerprint(job.id, now):
+            await ledger.record(job.name, "schema accepted", {"changes": changed})
         return
     raise SchemaDrift(
         "the schema changed since the job was planned: " + "; ".join(changed),

@@ -197,7 +197,8 @@ UPDATE backfill.job
 UPDATE backfill.job SET spec = $2 WHERE id = $1 AND spec IS DISTINCT FROM $2;
 
 -- name: apply_fingerprint
-UPDATE backfill.job SET fingerprint = $2, refreeze = false WHERE id = $1;
+-- Of several processes that see it at once, one.
+UPDATE backfill.job SET fingerprint = $2, refreeze = false WHERE id = $1 AND refreeze RETURNING id;
 
 -- name: heartbeat
 -- What the workers of this process are doing, for the status of others.

@@ -224,8 +224,9 @@ class JobStatus:
     quarantined: int = 0
     verified: bool | None = None  # None: no verification has come to an end
     verification: dict[str, Any] | None = None  # the one that runs, or the last one
-    number: int | None = None  # of the job in its ledger, where it was asked for
-    revision: int | None = None  # of the newest line of its history, where it was asked for
+    # Where they were asked for; not part of how the job is.
+    number: int | None = field(default=None, compare=False)  # of the job in its ledger
+    revision: int | None = field(default=None, compare=False)  # of the newest line of its history
 
     def as_json(self) -> dict[str, Any]:
         """The object of ``status --json``: its names are part of the contract."""

@@ -272,9 +272,11 @@ class Ledger(Pacing, Proof, Reporting, Requests):
         """Settings that do not change the job's meaning: the newest run's count."""
         await self._row("apply_settings", job_id, json.dumps(spec, ensure_ascii=False))
 
-    async def apply_fingerprint(self, job_id: int, fingerprint: dict[str, Any]) -> None:
-        """Accept the tables as they are now (a person resumed the job after a schema change)."""
-        await self._row("apply_fingerprint", job_id, json.dumps(fingerprint, ensure_ascii=False))
+    async def apply_fingerprint(self, job_id: int, fingerprint: dict[str, Any]) -> bool:
+        """Accept the tables as they are now (a person resumed the job after a schema change).  False when another
+        process has done so already.
+        """
+        return await self._row("apply_fingerprint", job_id, json.dumps(fingerprint, ensure_ascii=False)) is not None
 
     async def pause(self, name: str, reason: str | None) -> JobState:
         """Sticky: only ``resume`` clears it."""

@@ -96,7 +96,7 @@ def admit(data: object, config: Config, dsns: Mapping[str, Dsn], identity: Ident
 def is_expression(text: str) -> bool:
     """True for whatever is more than the name of one column, quoted or not."""
     names = parse_names(text.strip())
-    if names is None or len(names) != 1:
+    if names is None or len(names) != 1 or not names[0]:
         return True
     return not text.strip().startswith('"') and names[0] in _NOT_COLUMNS
 

@@ -81,7 +81,16 @@ class App:
         told = problems.known(error)
         if told.http_status == 500:
             self._daemon.failed(number, f"{request.method} {request.url.path}"[:200], error)
-        return problems.reply(told, number)
+        reply = problems.reply(told, number)
+        reply.content = self._without_addresses(str(reply.content))
+        return reply
+
+    def _without_addresses(self, text: str) -> str:
+        """Errors name a database by its address, for whoever runs it.  Callers know connections, and no more."""
+        labels = {station.database.label: name for name, station in self._daemon.stations.items()}
+        for label in sorted(labels, key=len, reverse=True):
+            text = text.replace(json.dumps(label, ensure_ascii=False)[1:-1], labels[label])
+        return text
 
     async def _answer(self, request: HttpRequest, number: str) -> Reply:
         daemon, scope = self._daemon, request.scope

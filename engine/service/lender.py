@@ -64,11 +64,11 @@ class Lender:
         endpoint = _endpoint(job, "source")
         name = endpoint.get("connection")
         if name is not None:
-            if name not in self._config.connections:
+            if not isinstance(name, str) or name not in self._config.connections:
                 raise UsageError(
                     "its source is a connection that is not configured here", hint="add it under [connections]"
                 )
-            return str(name)
+            return name
         reference = _reference(job, "source")
         if reference is None:
             raise UsageError(
@@ -86,7 +86,9 @@ class Lender:
 
     def _check_source(self, spec: JobSpec, source: str) -> None:
         if spec.target is None:
-            raise UsageError("the ledger contradicts itself: it is a copy, and has no target")
+            # It would be taken for a job in place, on the connection that is lent for reading.
+            hint = "backfill restart begins the job anew"
+            raise UsageError("the ledger contradicts itself: it is a copy, and has no target", hint=hint)
         for problem in reads_beyond(spec, self._config, self._own, source):
             raise UsageError(f"its {problem.path} {problem.message}: connection {source}", hint=problem.hint)
         if self._config.allow.expressions:
@@ -116,7 +118,7 @@ def _check_signals(spec: JobSpec) -> None:
 
 
 def _endpoint(job: JobRecord, side: str) -> Mapping[str, Any]:
-    endpoint = job.spec.get(side)
+    endpoint = job.spec.get(side) if isinstance(job.spec, Mapping) else None
     return endpoint if isinstance(endpoint, Mapping) else {}
 
 

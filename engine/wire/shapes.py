@@ -447,5 +447,6 @@ class DualWriteChange(Request):
     force: bool = False
     patience: str | None = Field(default=None, description="How long to try for the table, such as 30s.")
     spec: dict[str, Any] | None = Field(
-        default=None, description="Of a job that is not begun yet, which is when triggers are to be installed: its spec."
+        default=None,
+        description="Of a job that is not begun yet, which is when triggers are to be installed: its spec.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+from engine.cli.places import operator
 from tests.cli.conftest import Cli
 from tests.support.databases import FreshDatabase, TwoDatabases
 
@@ -104,7 +105,8 @@ def test_orders_are_in_the_history_with_their_reason(backfill: Cli, shop: FreshD
     entries = backfill("history", "cents", "--json").json
     assert [entry["what"] for entry in entries] == ["created", "running", "paused", "running", "pace", "done"]
     assert entries[2]["detail"]["reason"] == "disk is filling"
-    assert all("backfill/cents" in entry["who"] for entry in entries)
+    assert entries[0]["who"] == "postgres (backfill/cents/control)"
+    assert entries[2]["who"] == entries[4]["who"] == operator()
     assert "reason: more disk" in backfill("history", "cents").out
 
 

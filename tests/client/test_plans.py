@@ -107,7 +107,8 @@ def test_what_may_have_been_done_is_not_done_again(say: Callable[[Talk], Plan[An
 
 
 def test_an_order_that_nobody_heard_is_given_again() -> None:
-    played = Played([NotSent("connection refused"), problem(429, "too_many_tries"), job(state="paused")])
+    turned_away = [problem(429, "too_many_tries"), problem(503, "crowded"), problem(503, "draining")]
+    played = Played([NotSent("connection refused"), *turned_away, job(state="paused")])
     assert played.run(lambda talk: talk.pause("cents")).state is JobState.PAUSED
 
 
@@ -152,6 +153,20 @@ def test_retry_after_is_obeyed_and_a_date_or_a_century_is_not() -> None:
         Played([problem(503, "overloaded", {"retry-after": "99999999999"})]).run(lambda talk: talk.job("cents"))
 
 
+@pytest.mark.parametrize(
+    "key", ["two words", "line\nbreak: x", "ä", "x" * 400], ids=["space", "line", "umlaut", "long"]
+)
+def test_a_key_that_would_break_its_header_is_not_sent(key: str) -> None:
+    played = Played([])
+    with pytest.raises(errors.UsageError):
+        played.run(lambda talk: talk.pause("cents", if_match=key))
+    with pytest.raises(errors.UsageError):
+        played.run(lambda talk: talk.submit({}, idempotency_key=key))
+    for spec in ({"n": float("nan")}, {"n": object()}):
+        with pytest.raises(errors.UsageError, match="JSON"):
+            played.run(lambda talk: talk.submit(spec))  # noqa: B023 - it is run at once
+
+
 # -- errors -------------------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +180,7 @@ def test_retry_after_is_obeyed_and_a_date_or_a_century_is_not() -> None:
         (409, "schema_drift", errors.SchemaDrift, 7),
         (401, "unauthenticated", DaemonError, 5),
         (403, "forbidden", DaemonError, 5),
+        (403, "stranger", DaemonError, 5),
         (412, "changed_meanwhile", DaemonError, 75),
         (409, "idempotency_key_reused", DaemonError, 3),
         (409, "ambiguous_job", DaemonError, 2),

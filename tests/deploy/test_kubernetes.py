@@ -147,6 +147,10 @@ def test_the_daemon_of_a_manifest_understands_its_configuration_and_finds_its_fi
     for path in paths:
         assert path is not None
         assert any(mount in Path(path).parents for mount in mounts), path
+    [socket] = [address.path for address in config.listen if address.path]
+    assert Path(socket).parent not in mounts, "a volume of Kubernetes is writable for all: the daemon refuses it"
+    for one in containers(pod):
+        assert {"name": "BACKFILL_DAEMON", "value": f"unix://{socket}"} in one["env"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

@@ -110,7 +110,7 @@ def at_work(stage: Stage) -> None:
     """A job of two hosts at work, without signals."""
     slowly(stage, f"{MOVING} AND pace_valid AND workers >= 4")
     stage.steps["the workers have stopped"] = lambda: stage.until("workers = 0")
-    stage.steps["the workers have heard"] = lambda: stage.until(MOVING)
+    stage.steps["the workers have heard"] = lambda: stage.until(f"{MOVING} AND workers >= 4")
     stage.steps["checkout is at work"] = lambda: beside_checkout(stage)
     stage.steps["an administrator ends its sessions"] = lambda: ended_by_hand(stage)
 

@@ -9,7 +9,7 @@ import pytest
 
 from engine.service.access import ALL_SCOPES, Peer, Scope
 from engine.service.routes.table import ROUTES
-from engine.service.routing import Reply, Route
+from engine.service.routing import SPEC, Reply, Route
 from engine.service.tokens import digest, make_token
 from engine.wire import shapes
 from tests.support.asking import asking, config_with
@@ -234,3 +234,21 @@ async def test_metrics_name_jobs_of_all_connections_and_are_for_whoever_may_see_
     ours, theirs = bound
     assert (await ours.get("/metrics")).status_code == 200
     assert (await theirs.get("/metrics")).status_code == 403
+
+
+async def test_no_answer_tells_where_a_database_is_or_how_one_gets_in():
+    """Of a database that is away, too: its address is in the log, and the name of the connection in the answer."""
+    dsn = "postgresql://canary_user:canary_word@127.0.0.1:1/canary_name"
+    settings = {
+        "connections": {"away": {"dsn": dsn, "tables": ["*.*"], "work": True}},
+        "allow": {"expressions": True, "dual_write": True},
+    }
+    async with running_daemon(settings) as daemon:
+        for route in ROUTES:
+            path = route.path.replace("{job}", "orders").replace("{name}", "away").replace("{file}", "page.css")
+            body = spec_on("away") if route.request == SPEC else BODIES.get(route.request, {})
+            answer = await daemon.client.request(
+                route.method, path, **({"json": body} if route.request is not None else {})
+            )
+            assert "canary" not in answer.text and "127.0.0.1:1" not in answer.text, (route.name, answer.text)
+            assert answer.status_code in (200, 404, 503), (route.name, answer.text)

@@ -10,8 +10,10 @@ import pwd
 import re
 import ssl
 import stat
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ import pytest
 import trustme
 
 from engine.errors import SpecError
-from engine.service import auth, tokens
+from engine.service import auth, tokens, watched
 from engine.service.access import ALL_SCOPES, Identity, Peer, Scope, TooManyTries, Unauthenticated
 from engine.service.auth import Doorkeeper, Tries, Users
 from engine.service.config import Config
 from engine.service.tokens import digest, make_token
+from engine.service.watched import Watched
 from tests.support.daemon import client_for, running_daemon
 from tests.support.databases import FreshDatabase
 
@@ -92,6 +95,7 @@ def test_a_token_that_names_no_connections_may_use_all(file: Path) -> None:
         "Bearer \udcff",
         "Bearer " + "x" * 100_000,
     ],
+    ids=count(),  # tokens are other ones in each process
 )
 def test_anything_else_is_nobody(file: Path, header: str) -> None:
     with pytest.raises(Unauthenticated) as error:
@@ -116,11 +120,11 @@ def test_every_known_hash_is_compared_whole_however_early_one_fits(file: Path, m
     write(file, entry([ARGO, make_token()]) + entry(OTHER, name="other") + entry(make_token(), name="third"))
     door, compared = keeper(file), []
 
-    def count(one: str, two: str) -> bool:
+    def compare(one: str, two: str) -> bool:
         compared.append((one, two))
         return hmac.compare_digest(one, two)
 
-    monkeypatch.setattr(tokens, "hmac", type("hmac", (), {"compare_digest": staticmethod(count)}))
+    monkeypatch.setattr(tokens, "hmac", type("hmac", (), {"compare_digest": staticmethod(compare)}))
     for shown in (ARGO, OTHER, make_token()):
         compared.clear()
         with contextlib.suppress(Unauthenticated):
@@ -203,6 +207,17 @@ def test_a_file_that_is_edited_in_place_twice_in_one_moment_is_read_twice(file: 
         assert bearer(door, one).name == "argo"
 
 
+def test_a_file_that_changed_just_now_is_looked_at_again_until_its_clock_has_moved_on(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second change within the same tick of the file system's clock looks like none."""
+    seen = Watched([file])
+    assert seen.has_changed() and seen.has_changed()
+    now = time.time() + 10
+    monkeypatch.setattr(watched.time, "time", lambda: now)
+    assert seen.has_changed() and not seen.has_changed()
+
+
 def test_a_file_behind_a_link_that_is_swapped_is_read_again(tmp_path: Path) -> None:
     """As Kubernetes does with a mounted secret."""
     for name, token in (("one", ARGO), ("two", OTHER)):
@@ -240,6 +255,7 @@ def test_a_file_behind_a_link_that_is_swapped_is_read_again(tmp_path: Path) -> N
         (entry(ARGO) + entry(ARGO, name="twin"), "tokens.twin.sha256"),
         ("x = 1\n" * 300_000, "longer|not TOML"),
     ],
+    ids=count(),
 )
 def test_a_broken_new_file_keeps_the_old_one_and_is_told_once(file: Path, text: str, words: str) -> None:
     told: list[str] = []

@@ -213,6 +213,42 @@ async def in_the_way_of_a_job(database: FreshDatabase, client: Any) -> Any:
     return holder
 
 
+async def test_a_stream_ends_with_a_word_when_the_daemon_does(shop: FreshDatabase) -> None:
+    await put_job(job(shop, pace=SLOW))
+    async with running_daemon(config_of(shop)) as daemon:
+        async with daemon.client.stream("GET", "/v1/jobs/cents/events") as stream:
+            lines = stream.aiter_lines()
+            while not (await anext(lines)).startswith("event: status"):
+                pass
+            began = time.monotonic()
+            daemon.daemon.drain("the test says so")
+            rest = [line async for line in lines]
+        assert rest[-2].startswith(": this daemon is about to end")
+        assert "event: end" not in rest  # the job has not ended
+        assert time.monotonic() - began < 5
+        await asyncio.wait_for(asyncio.shield(daemon.task), 20)
+
+
+async def test_a_daemon_that_is_about_to_end_takes_no_job(shop: FreshDatabase) -> None:
+    """Those that it has still run, so it still answers."""
+    async with daemon_process(config_of(shop, drain="1h")) as daemon:
+        holder = await in_the_way_of_a_job(shop, daemon.client)
+        daemon.signal(signal.SIGTERM)
+        await until(daemon.client, "/readyz", 503)
+        refused = await daemon.client.post(
+            "/v1/jobs",
+            json={
+                "name": "late",
+                "source": {"connection": "main", "table": "public.orders"},
+                "set": {"cents": "1"},
+            },
+        )
+        assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+        assert "retry-after" in refused.headers
+        await holder.execute("ROLLBACK")
+        assert await daemon.ended() == 143
+
+
 async def test_sighup_ends_nothing(database: FreshDatabase) -> None:
     async with daemon_process(config_of(database)) as daemon:
         daemon.signal(signal.SIGHUP)

@@ -28,6 +28,7 @@ import psutil
 import pytest
 import trustme
 import uvloop
+from cryptography.hazmat.primitives import serialization
 
 from engine.embedded.account import Account
 from engine.errors import UsageError
@@ -69,6 +70,12 @@ class Application:
                         break
             case "/wait":
                 await self.go_on.wait()
+            case "/halves":
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"first", "more_body": True})
+                await self.go_on.wait()
+                await send({"type": "http.response.body", "body": b"second"})
+                return
             case "/endless":
                 await receive()
                 leaving = asyncio.create_task(receive())
@@ -256,6 +263,15 @@ async def test_one_request_at_a_time_what_was_sent_behind_it_is_dropped_and_the_
         assert front.application.paths == ["/", "/wait"]
 
 
+async def test_what_comes_while_an_answer_is_on_its_way_is_dropped_too() -> None:
+    async with opened() as front:
+        asking = asyncio.create_task(front.raw(b"GET /halves HTTP/1.1\r\nhost: x\r\n\r\n", GET))
+        await until(lambda: any(one.conn.trailing_data[0] for one in front.front.state.connections))
+        front.application.go_on.set()
+        assert (await asking).count(b"HTTP/1.1 ") == 1
+        assert front.application.paths == ["/halves"]
+
+
 async def test_a_connection_is_kept_for_one_request_after_another() -> None:
     async with opened() as front, httpx.AsyncClient(base_url=front.urls[0]) as client:
         for _ in range(5):
@@ -352,6 +368,19 @@ async def test_a_client_that_reads_slowly_but_does_is_not_cut_off() -> None:
             assert await reader.read(2**17)
             await asyncio.sleep(0.005)
         assert front.front.state.connections
+        writer.close()
+
+
+async def test_a_long_answer_may_take_long_as_long_as_it_is_taken() -> None:
+    async with opened(limits={"send_timeout": "300ms"}) as front:
+        reader, writer = await front.connect(limit=4096)
+        writer.write(b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 20000000\r\n\r\n")
+        writer.write(bytes(20_000_000))
+        taken, begun = 0, time.monotonic()
+        while piece := await reader.read(2**18):
+            taken += len(piece)
+            await asyncio.sleep(0.02)
+        assert taken > 20_000_000 and time.monotonic() - begun > 0.9
         writer.close()
 
 
@@ -788,10 +817,13 @@ def test_tls_files_that_cannot_be_used_are_told_before_anything_is_opened(
     tls = server_files(authority, tmp_path / "tls") | {"client_ca": str(tmp_path / "ca.pem")}
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     if broken == "encrypted":
-        subprocess.run(
-            ["openssl", "pkcs8", "-topk8", "-in", tls["key"], "-out", tls["key"] + ".e", "-passout", "pass:x"],
-            check=True,
+        key = serialization.load_pem_private_key(Path(tls["key"]).read_bytes(), None)
+        sealed = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"pass phrase"),
         )
+        Path(tls["key"] + ".e").write_bytes(sealed)
         tls["key"] += ".e"
     else:
         tls[broken] = str(tmp_path / "none.pem")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from engine.fleet.examination import examine
 from engine.flow.endpoints import endpoints_of
 from engine.flow.planned import forecast_of, plan_json, rehearsal_json
@@ -51,7 +53,15 @@ async def doctor(call: Call) -> Reply:
     station = call.daemon.stations[name]
     async with station.preparing:
         found = await examine(station.database, "backfill.toml", None)
-    return Reply(shapes.Examination.model_validate(found))
+    return Reply(shapes.Examination.model_validate(_without_address(found, name)))
+
+
+def _without_address(found: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a caller may know of a connection is its name; where it leads is the operator's."""
+    label, error = found["label"], found.get("error")
+    if error is not None:
+        found = found | {"error": error | {"message": error["message"].replace(label, name)}}
+    return found | {"label": name, "settings": {}}
 
 
 ROUTES = (
