@@ -159,7 +159,8 @@ def started(folder: Path, dsn: str) -> subprocess.Popen[bytes]:
     config = folder / "backfill.toml"
     config.write_text(
         f'listen = "unix://{folder}/daemon.sock"\n'
-        f'[connections.shop]\ndsn = {json.dumps(dsn)}\nwork = true\ntables = ["public.*"]\njobs = {JOBS}\n'
+        f"[connections.shop]\ndsn = {json.dumps(dsn)}\nwork = true\nsuperuser = true\n"
+        f'tables = ["public.*"]\njobs = {JOBS}\n'
         "[allow]\nexpressions = true\n",
         encoding="utf-8",
     )

@@ -112,6 +112,14 @@ class PreflightRefused(BackfillError):
         self.findings = tuple(findings)
 
 
+class SuperuserRefused(BackfillError):
+    """A session that moves rows would be a superuser's, which the daemon's operator has not allowed."""
+
+    code = "superuser_refused"
+    exit_code = 3
+    http_status = 403
+
+
 class CannotConnect(BackfillError):
     """A server cannot be reached, or will not let us in."""
 

@@ -37,6 +37,7 @@ drain = "5s"
 [connections.shop]
 dsn = {dsn}
 work = true                        # this daemon works the jobs of the ledger there
+superuser = true                   # the demonstration's server knows nobody else
 tables = ["public.*"]              # what submitted jobs may touch
 max_rows_per_s = 100000            # what nobody may exceed
 

@@ -19,7 +19,7 @@ from engine.db.dsn import Host, Options, read_dsn
 from engine.db.refusal import NotThisHost, refusal
 from engine.db.server import PIN_SEARCH_PATH, PROBE, Server, capabilities_of, product_of
 from engine.db.transport import TolerantLoop
-from engine.errors import CannotConnect
+from engine.errors import CannotConnect, SuperuserRefused
 from engine.model import Backend, Side
 from engine.sql import ident
 
@@ -110,8 +110,21 @@ SELECT set_config('lc_monetary', 'C', false) WHERE cash_send(1::int8::money) = i
 """
 
 
+def _superuser_refused(side: Side, user: str) -> SuperuserRefused:
+    """Whoever logged in counts as well as the role: an expression can say ``set_config('role', 'none', …)``."""
+    return SuperuserRefused(
+        f"the {side.value} connection is superuser {user}, and a job's SQL could do anything there",
+        hint="connect as an account that has only what jobs need; or the daemon's operator writes superuser = true",
+    )
+
+
 class Secret(Protocol):
     """A connection string that does not show itself (``engine.spec.Dsn``)."""
+
+    @property
+    def refuses_superusers(self) -> bool:
+        """Whether a session that moves rows may not be a superuser's."""
+        ...
 
     def secret(self) -> str:
         """The connection string."""
@@ -121,8 +134,8 @@ class Secret(Protocol):
 class Database:
     """How to open sessions with one database.
 
-    ``role`` is set (``SET ROLE``) and ``lock_timeout_s`` holds in data sessions only.  Raises ``UsageError`` when the
-    connection string makes no sense.
+    ``role`` is set (``SET ROLE``) and ``lock_timeout_s`` holds in data sessions only; a connection string may refuse
+    superusers there.  Raises ``UsageError`` when the connection string makes no sense.
     """
 
     def __init__(
@@ -133,6 +146,7 @@ class Database:
         self.job = job
         self.role = role
         self.lock_timeout_s = lock_timeout_s
+        self._refuses_superusers = not isinstance(dsn, str) and dsn.refuses_superusers
 
     @property
     def label(self) -> str:
@@ -213,6 +227,8 @@ class Database:
             raise _not_supported(product if product != "PostgreSQL" else f"PostgreSQL {version_num // 10000}")
         await self._pin_the_rest(raw, label)
         user, is_superuser = row["user"], row["is_superuser"]
+        if data and is_superuser and self._refuses_superusers:
+            raise _superuser_refused(self.side, user)
         if data and self.role:
             await raw.execute(f"SET ROLE {ident(self.role)}")
             acting = await raw.fetchrow(
@@ -220,6 +236,8 @@ class Database:
             )
             assert acting is not None
             user, is_superuser = acting["name"], acting["is_superuser"]
+            if is_superuser and self._refuses_superusers:
+                raise _superuser_refused(self.side, user)
         server = Server(
             version_num=version_num,
             version=str(row["version"]).split()[1],

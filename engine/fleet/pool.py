@@ -334,7 +334,7 @@ class Pool:
         seen = await inspect(spec, endpoints_of(spec))
         # What has become of triggers since the rows were moved is the gate's business.
         prepared = prepared_for_change(seen) if job.state is JobState.VERIFYING else seen.prepared()
-        supervisor = Supervisor(prepared, workers=self._workers_of(spec), emit=self._emit, wait=False)
+        supervisor = Supervisor(prepared, workers=self._workers_of(spec), emit=self._emit, wait=False, known=job.id)
         if self._stop.is_set():
             return None
         self._hands[job.name].supervisor = supervisor

@@ -9,7 +9,7 @@ from typing import Any, Final
 from engine.db import Connection
 from engine.db.fingerprint import differences as schema_differences
 from engine.db.fingerprint import fingerprint
-from engine.errors import LedgerDamaged, SchemaDrift, SpecChanged
+from engine.errors import LedgerDamaged, SchemaDrift, SpecChanged, UnknownJob
 from engine.flow import barrier, dual_write, phases
 from engine.flow.answer import answer
 from engine.flow.prepare import Prepared
@@ -35,13 +35,18 @@ class Opened:
     resumed: bool
 
 
-async def open_job(ledger: Ledger, prepared: Prepared, sides: Sides, *, request: Request | None = None) -> Opened:
+async def open_job(
+    ledger: Ledger, prepared: Prepared, sides: Sides, *, request: Request | None = None, known: int | None = None
+) -> Opened:
     """Create the job, or find it and check it.  Raises ``SpecChanged``, ``SchemaDrift``, ``LedgerDamaged``.
 
-    ``request``: what asks for it, noted with the job that it creates.
+    ``request``: what asks for it, noted with the job that it creates.  ``known``: the number of the job that is meant;
+    none is created then, and one that was removed meanwhile raises ``UnknownJob``.
     """
     spec = prepared.spec
     found = await ledger.find(spec.name)
+    if known is not None and (found is None or found.id != known):
+        raise UnknownJob(f"job {spec.name} was removed meanwhile")
     resumed = found is not None
     if found is None:
         print_now = await take_fingerprint(prepared, sides)

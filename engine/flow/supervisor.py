@@ -64,8 +64,8 @@ WORKERS_PER_PROBER: Final = 2
 class Supervisor:
     """Runs ``workers`` workers on one prepared job until the job ends, the process is drained, or it fails.
 
-    ``attach``: watch only.  ``wait``: False raises instead of waiting for a paused job.  ``make_law``: who decides the
-    pace while this process leads; for benchmarks, which compare other laws with ours.
+    ``attach``: watch only.  ``wait``: False raises instead of waiting for a paused job.  ``known``: the number of the
+    job that is meant; none is created then.  ``make_law``: another law of the pace than ours, for benchmarks.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Supervisor:
         emit: Emit,
         wait: bool = True,
         attach: bool = False,
+        known: int | None = None,
         clock: Clock | None = None,
         leases: Leases | None = None,
         seed: int | None = None,
@@ -84,7 +85,7 @@ class Supervisor:
         self._prepared = prepared
         self._workers_wanted = 0 if attach else workers
         self._emit = emit
-        self._wait = wait
+        self._wait, self._known = wait, known
         self._clock = clock or SystemClock()
         self._leases = leases or Leases()
         self._rng = random.Random(seed)
@@ -189,7 +190,7 @@ class Supervisor:
         ledger = self._control.ledger
         await ledger.ensure()
         try:
-            return await opening.open_job(ledger, self._prepared, self._control.sides)
+            return await opening.open_job(ledger, self._prepared, self._control.sides, known=self._known)
         except Stopped as error:
             job = await ledger.find(self._prepared.spec.name)
             if job is not None:

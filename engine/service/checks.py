@@ -214,18 +214,18 @@ def read_dsns(document: Document, config: Config, environment: Mapping[str, str]
         except UsageError as error:
             document.report((*path, given[0]), f"cannot be used: {error.message}", error.hint)
         else:
-            found[name] = dsn
+            # References are for specs: what a configuration says is resolved here, and nowhere else.
+            found[name] = Dsn(dsn.secret(), refuses_superusers=not one.superuser)
     return found
 
 
 def _read_dsn(one: ConnectionConfig, environment: Mapping[str, str]) -> Dsn:
-    """References are for specs: what a configuration says is resolved here, and nowhere else."""
     if one.dsn_file is not None:
-        return Dsn(Dsn.resolve(_content(one.dsn_file), {}, may_hold_password=True).secret())
+        return Dsn.resolve(_content(one.dsn_file), {}, may_hold_password=True)
     if one.service is not None:
         return Dsn(f"service={one.service}")
     assert one.dsn is not None, "the caller has counted"
-    return Dsn(Dsn.resolve(one.dsn, environment, may_hold_password=True).secret())
+    return Dsn.resolve(one.dsn, environment, may_hold_password=True)
 
 
 def _content(path: str) -> str:

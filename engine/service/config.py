@@ -124,6 +124,8 @@ class ConnectionConfig(SpecModel):
     Left out: nothing. System schemas and the ledger's own never match."""
     role: Name | None = None
     """The role that moves rows (SET ROLE), of every job. A job of the ledger that has another role is not worked."""
+    superuser: Flag = False
+    """Whether jobs may run as a superuser here: their SQL could then do anything to the server and its machine."""
     max_rows_per_s: Rate | None = None
     """The highest limit that a submitted job, or an order on its pace, may set; a job that sets none gets it."""
     jobs: Annotated[WholeNumber, within(1, MAX_JOBS)] = 4

@@ -51,10 +51,10 @@ class Lender:
 
     def _spec(self, job: JobRecord, source: Dsn, *, apart: bool) -> JobSpec:
         # References are kept as the ledger has them: who works a job does not rewrite its settings.
-        target = Dsn(self.target.secret(), reference=_reference(job, "target"))
+        target = _lent(self.target, _reference(job, "target"))
         return JobSpec.from_ledger(
             job.spec,
-            source_dsn=Dsn(source.secret(), reference=_reference(job, "source")),
+            source_dsn=_lent(source, _reference(job, "source")),
             target_dsn=target if apart else None,
             signals=self._config.signals,
         )
@@ -117,8 +117,13 @@ def _check_signals(spec: JobSpec) -> None:
             raise UsageError(f"its signal {signal.name} brings an address of its own", hint=_SIGNALS_HINT)
 
 
+def _lent(dsn: Dsn, reference: str | None) -> Dsn:
+    return Dsn(dsn.secret(), reference=reference, refuses_superusers=dsn.refuses_superusers)
+
+
 def _endpoint(job: JobRecord, side: str) -> Mapping[str, Any]:
-    endpoint = job.spec.get(side) if isinstance(job.spec, Mapping) else None
+    spec: object = job.spec  # whoever can write the ledger's tables may have made anything of it
+    endpoint = spec.get(side) if isinstance(spec, Mapping) else None
     return endpoint if isinstance(endpoint, Mapping) else {}
 
 

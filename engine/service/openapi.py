@@ -82,14 +82,16 @@ _EVERYWHERE: Final = (
     "crowded",
     "malformed_request",
     "headers_too_large",
+    "not_supported",
 )
-_WITH_SCOPE: Final = ("unauthenticated", "forbidden", "cross_site", "too_many_tries", "took_too_long")
+_WITH_SCOPE: Final = ("stranger", "unauthenticated", "forbidden", "cross_site", "too_many_tries", "took_too_long")
 _WITH_JOB: Final = ("unknown_job", "ambiguous_job", "cannot_connect", "ledger_damaged")
 _WITH_BODY: Final = ("invalid_body", "unsupported_media_type")
 _WITH_SPEC: Final = (
     "spec_invalid",
     "spec_changed",
     "not_allowed",
+    "superuser_refused",
     "preflight_refused",
     "cannot_connect",
     "schema_drift",

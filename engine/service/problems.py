@@ -204,7 +204,12 @@ def _all_details(error: BackfillError) -> Iterable[Detail]:
         case SpecChanged():
             return (
                 # A meaning is two deep: the rest of the path is the name of a column, whatever that holds.
-                Detail(pointer=pointer_text(tuple(path.split(".", 1))), message=f"is {after}, was {before}", before=before, after=after)
+                Detail(
+                    pointer=pointer_text(tuple(path.split(".", 1))),
+                    message=f"is {after}, was {before}",
+                    before=before,
+                    after=after,
+                )
                 for path, before, after in error.differences
             )
         case _:

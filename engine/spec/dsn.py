@@ -36,15 +36,18 @@ class Dsn:
 
     ``reference`` is the text exactly as written when it was one variable (``${SOURCE_DSN}``), else None: it may be
     stored and resolved again on another host.  An empty connection string means libpq's environment (``PGHOST`` …).
+    ``refuses_superusers``: whoever lends it out allows no session of a superuser to run what a job says.
     """
 
-    __slots__ = ("_text", "reference")
+    __slots__ = ("_text", "reference", "refuses_superusers")
 
     reference: str | None
+    refuses_superusers: bool
 
-    def __init__(self, text: str, *, reference: str | None = None) -> None:
+    def __init__(self, text: str, *, reference: str | None = None, refuses_superusers: bool = False) -> None:
         self._text = text
         self.reference = reference
+        self.refuses_superusers = refuses_superusers
 
     @classmethod
     def resolve(cls, text: str, env: Mapping[str, str], *, may_hold_password: bool = False) -> Dsn:

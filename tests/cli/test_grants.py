@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from engine.db import Database
 from engine.events import Event
 from engine.fleet.reporter import Reporter
+from engine.ledger import Ledger
+from engine.ledger.requests import Request
 from engine.model import Side
 from tests.cli.conftest import Cli, wrong_rows
 from tests.support.databases import FreshDatabase, Servers, TwoDatabases, create_database, drop_database, on_each_major
@@ -361,6 +364,28 @@ def run_watching(desk: Desk, backfill: Cli) -> Works:
     return works
 
 
+def note_request(desk: Desk, backfill: Cli) -> Works:
+    """As a daemon that was asked for a job with a key of the caller's own."""
+    path = desk.job()
+    assert backfill("run", path).code == 0
+    job = f"job{desk.number}"
+
+    def works() -> bool:
+        async def note() -> bool:
+            connection = await Database(as_user(desk.database, desk.login), side=Side.TARGET).connect("test")
+            try:
+                await Ledger(connection).note(job, Request("caller", str(desk.number), "hash"))
+            except asyncpg.InsufficientPrivilegeError:
+                return False
+            finally:
+                await connection.close()
+            return True
+
+        return asyncio.run(note())
+
+    return works
+
+
 def report(desk: Desk, backfill: Cli) -> Works:
     """As a process whose metrics are read: the first one of a ledger, or the next."""
 
@@ -473,6 +498,8 @@ LINES: dict[tuple[str, str], Operation] = {
     ("UPDATE", "backfill.heartbeat"): run_watching,
     ("INSERT", "backfill.reporter"): report,
     ("UPDATE", "backfill.reporter"): report,
+    ("INSERT", "backfill.request"): note_request,
+    ("DELETE", "backfill.request"): note_request,
     ("INSERT", "backfill.written"): run,
     ("DELETE", "backfill.written"): run,
     ("DELETE", "backfill.tombstone"): run,

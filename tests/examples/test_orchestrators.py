@@ -115,5 +115,5 @@ def test_the_example_of_a_daemon_is_valid_and_allows_the_example_of_a_job(tmp_pa
     spec = yaml.safe_load(JOB.read_text())
     assert json_schema_allows(spec)
     main = config.connections["main"]
-    assert {spec["source"]["table"], spec["target"]["table"]} <= set(main.tables)
+    assert {spec["source"]["table"], spec["target"]["table"]} <= {str(pattern) for pattern in main.tables}
     assert main.work and config.allow.expressions

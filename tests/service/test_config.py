@@ -205,7 +205,9 @@ def test_a_mistake_is_refused_with_what_to_do(key, value, words):
 
 
 @pytest.mark.parametrize(
-    "text", ["x = [", "a = 1\na = 2\n", f"dsn = 'host=a password={CANARY}", "[a]\n[a]\n", "x = " + "[" * 10_000]
+    "text",
+    ["x = [", "a = 1\na = 2\n", f"dsn = 'host=a password={CANARY}", "[a]\n[a]\n", "x = " + "[" * 10_000],
+    ids=["open", "a key twice", "a password", "a table twice", "deep"],
 )
 def test_what_is_not_toml_is_refused_without_a_word_of_it(tmp_path, text):
     with pytest.raises(SpecError) as caught:
@@ -425,7 +427,9 @@ def test_system_schemas_and_the_ledgers_own_are_never_open(schema):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "*", "a", "a.b.c", ".", "a.", '"".b', '"a.b', "a b.c", "a.b\n;", "1a.b", 5, "a." + "b" * 400]
+    "text",
+    ["", "*", "a", "a.b.c", ".", "a.", '"".b', '"a.b', "a b.c", "a.b\n;", "1a.b", 5, "a." + "b" * 400],
+    ids=lambda text: repr(text)[:20],
 )
 def test_what_is_no_pattern_is_refused(text):
     with pytest.raises(Misfit):

@@ -162,6 +162,26 @@ async def test_a_job_that_was_removed_meanwhile_is_let_go_without_harm_to_the_ot
         await ledger.connection.close()
 
 
+async def test_a_job_that_is_removed_while_it_is_looked_at_does_not_come_back(
+    shop: FreshDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, ledger = pool_module.inspect, await ledger_of(shop)
+
+    async def inspect(spec: JobSpec, endpoints: Any) -> Any:
+        seen = await honest(spec, endpoints)
+        await ledger.forget("job-0")
+        return seen
+
+    monkeypatch.setattr(pool_module, "inspect", inspect)
+    await put_job(job(shop, 0))
+    async with running(shop) as one:
+        await one.until(lambda: any(isinstance(event, JobLeftAside) for event in one.events))
+        assert one.pool.aside == {}
+    assert shop.sql("SELECT count(*) FROM backfill.job") == "0"
+    assert shop.sql("SELECT count(cents) FROM orders_0") == "0"
+    await ledger.connection.close()
+
+
 async def test_a_job_begun_anew_with_another_meaning_is_never_worked_as_it_was_before(shop: FreshDatabase) -> None:
     """Its name is the same, and what the workers have prepared is not for it."""
     await put_job(job(shop, 0, pace=SLOW))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.service import watcher as watching
-from engine.service.watcher import LOOK_EVERY_S
+from engine.service.watcher import LOOK_EVERY_S, LOOK_SOONEST_S
 from tests.service.test_orders import begin, idle, of
 from tests.support.daemon import config_of, running_daemon
 from tests.support.databases import FreshDatabase, TwoDatabases
@@ -135,6 +135,7 @@ async def test_whoever_waits_for_a_change_hears_of_it_at_once(
         watcher = daemon.daemon.stations["main"].watcher
         while watcher.watched < len(waiting) or watcher.looks == 0:
             await asyncio.sleep(0.01)
+        await asyncio.sleep(5 * LOOK_SOONEST_S)  # every one who came has had his look: the next one is far away
         assert not any(task.done() for task in waiting)
         began = time.monotonic()
         await daemon.client.post("/v1/jobs/job/pause")

@@ -55,6 +55,12 @@ def config_of(database: FreshDatabase | str, /, **settings: Any) -> dict[str, An
     return {"connections": {"main": main}, "allow": {"expressions": True}} | settings
 
 
+def _as_superuser(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The tests' servers know one account, a superuser; a test about that says ``superuser`` itself."""
+    connections = {name: {"superuser": True} | dict(one) for name, one in settings.get("connections", {}).items()}
+    return dict(settings) | ({"connections": connections} if connections else {})
+
+
 def to_toml(data: Mapping[str, Any], place: tuple[str, ...] = ()) -> str:
     """A mapping as TOML."""
     plain = [(key, value) for key, value in data.items() if not isinstance(value, Mapping) and value is not None]
@@ -96,7 +102,7 @@ def config_file(settings: Settings, folder: str | os.PathLike[str] | None = None
             if "listen" not in text:
                 text = f'listen = "unix://{place}/backfill.sock"\n' + text
         else:
-            text = to_toml({"listen": f"unix://{place}/backfill.sock"} | dict(settings))
+            text = to_toml({"listen": f"unix://{place}/backfill.sock"} | _as_superuser(settings))
         file.write_text(text)
         file.chmod(0o600)
         yield file

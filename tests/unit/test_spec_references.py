@@ -271,7 +271,7 @@ def test_a_hostile_spec_is_refused_soon_in_few_words(what):
     began = time.perf_counter()
     with pytest.raises(SpecError) as caught:
         read_submitted(HOSTILE[what])
-    assert time.perf_counter() - began < 2.0
+    assert time.perf_counter() - began < 5.0
     assert 1 <= len(caught.value.problems) <= MAX_PROBLEMS
     said = json.dumps([dataclasses.asdict(problem) for problem in caught.value.problems], ensure_ascii=False)
     assert len(said.encode()) < 2**17

@@ -34,7 +34,15 @@ if TYPE_CHECKING:
 LONGEST_SETTLE_S: Final = 60.0
 LONGEST_PATIENCE_S: Final = 60.0
 _ROLE: Final = Parameter("to", "string", "Who moves the rows. Left out: the role of the spec.", pattern=r".{1,63}")
-_PROBLEMS: Final = ("unknown_job", "ambiguous_job", "cannot_connect", "preflight_refused", "spec_changed", "usage")
+_PROBLEMS: Final = (
+    "unknown_job",
+    "ambiguous_job",
+    "cannot_connect",
+    "superuser_refused",
+    "preflight_refused",
+    "spec_changed",
+    "usage",
+)
 
 
 async def _spec(call: Call) -> tuple[Station, JobSpec]:

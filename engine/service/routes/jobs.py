@@ -208,6 +208,7 @@ ROUTES = (
         problems=(
             "spec_invalid",
             "not_allowed",
+            "superuser_refused",
             "preflight_refused",
             "spec_changed",
             "idempotency_key_reused",

@@ -133,7 +133,7 @@ ROUTES = (
         takes_if_match=True,
         parameters=(CONNECTION,),
         deadline_s=60.0,
-        problems=(*_PROBLEMS, "busy", "draining", "preflight_refused", "usage"),
+        problems=(*_PROBLEMS, "busy", "draining", "preflight_refused", "superuser_refused", "usage"),
     ),
     Route(
         "DELETE",

@@ -18,7 +18,7 @@ from engine.service.routing import SPEC, Call, Parameter, Reply, Route
 from engine.service.station import Station
 from engine.wire import shapes
 
-_PROBLEMS = ("spec_invalid", "not_allowed", "cannot_connect", "usage")
+_PROBLEMS = ("spec_invalid", "not_allowed", "superuser_refused", "cannot_connect", "usage")
 
 
 async def _look(call: Call) -> tuple[Station, Inspection]:

@@ -117,7 +117,15 @@ ROUTES = (
         takes_if_match=True,
         parameters=(CONNECTION,),
         is_slow=True,
-        problems=(*_PROBLEMS, "changed_meanwhile", "preflight_refused", "spec_changed", "usage", "stopped"),
+        problems=(
+            *_PROBLEMS,
+            "changed_meanwhile",
+            "preflight_refused",
+            "superuser_refused",
+            "spec_changed",
+            "usage",
+            "stopped",
+        ),
     ),
     Route(
         "POST",
