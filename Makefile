@@ -109,7 +109,8 @@ check-wheel: build ## install the wheel into a venv of its own and use it from e
 		"import engine, engine._native.copybin, engine._native.keyspace; print(engine.__file__)"
 	cd / && "$(CURDIR)/build/wheel-venv/bin/backfill" --version
 	cd / && "$(CURDIR)/build/wheel-venv/bin/python" -I -c \
-		"from engine.service.routes.page import page_files; assert {'index.html', 'page.css', 'page.js'} <= set(page_files())"
+		"import sys; from engine.service.routes.page import page_files; assert set(sys.argv[1:]) == set(page_files()), page_files()" \
+		$(notdir $(wildcard engine/service/page/*))
 	build/wheel-venv/bin/backfill dashboards export build/wheel-venv/grafana
 	test -s build/wheel-venv/grafana/dashboards/overview.json && test -s build/wheel-venv/grafana/alerts/backfill.rules.yaml
 	test -s build/wheel-venv/grafana/docs/operations/alerts.md

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,8 +22,6 @@ from engine.service.config import load_config
 from engine.service.daemon import Daemon
 from engine.spec import parse_spec
 
-FOLDER: Final = "backfill-demo"
-PORT: Final = 8471
 JOB: Final = "orders-to-orders-v2"
 LONGEST_SOCKET_PATH: Final = 100
 """The kernel takes 107 bytes."""
@@ -67,6 +66,20 @@ class ServedDemo(Demo):
         super().__init__(*arguments, **options)
         self._port = port
         self._folder = folder
+
+    async def run(self) -> int:
+        """As that of ``Demo``; a port that is taken is told before anything starts."""
+        with closing(socket.socket()) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", self._port))
+                probe.listen()
+            except OSError as error:
+                why = error.strerror or type(error).__name__
+                raise UsageError(
+                    f"cannot listen on 127.0.0.1:{self._port}: {why}", hint="give another --port"
+                ) from error
+        return await super().run()
 
     async def _story(self, server: EmbeddedServer) -> None:
         dsn = server.dsn(DATABASE)
@@ -120,16 +133,21 @@ class ServedDemo(Demo):
         if self._terminal.quiet:
             return
         spec = self._folder / "job.yaml"
+        steps = {
+            f"run {spec} --no-wait": "submit the job",
+            f"status {JOB}": "how far it is, and what holds it up",
+            f"pace {JOB} --max-rows-per-s 500 --reason sale": "slow it down",
+            f"pace {JOB} --max-rows-per-s 50000": "let it go",
+            f"wait {JOB}": "until it is done and verified",
+            f"history {JOB}": "what happened, and who gave which order",
+            f"gate {JOB}": "may the old table be given up?",
+        }
         self._terminal.say(
             f"""
 Open {page}/ in a browser, and in another terminal:
 
   export BACKFILL_DAEMON={page}
-  backfill run {spec} --no-wait                         # submit the job
-  backfill pace {JOB} --max-rows-per-s 500 --reason sale   # slow it down
-  backfill pace {JOB} --max-rows-per-s 50000             # let it go
-  backfill wait {JOB}                                    # until it is done and verified
-  backfill gate {JOB}                                    # may the old table be given up?
+{_aligned(steps)}
 
 Ctrl-C here ends all of it, and removes it.
 """
@@ -141,13 +159,13 @@ Ctrl-C here ends all of it, and removes it.
     def _files(self, dsn: str) -> Iterator[Path]:
         """``backfill.toml`` and ``job.yaml`` in the folder.  Raises ``UsageError`` when somebody else's are there."""
         config, spec = self._folder / "backfill.toml", self._folder / "job.yaml"
-        socket = self._folder.resolve() / "backfill.sock"
+        where = self._folder.resolve() / "backfill.sock"
         for file in (config, spec):
             if file.exists() and not file.read_text(encoding="utf-8", errors="replace").startswith(WRITTEN_BY):
                 raise UsageError(f"{file} is there, and not from a demonstration", hint="give another --folder")
         addresses = [f"tcp://127.0.0.1:{self._port}"]
-        if len(os.fsencode(socket)) <= LONGEST_SOCKET_PATH:
-            addresses.append(f"unix://{socket}")
+        if len(os.fsencode(where)) <= LONGEST_SOCKET_PATH:
+            addresses.append(f"unix://{where}")
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             _write(
@@ -162,7 +180,7 @@ Ctrl-C here ends all of it, and removes it.
         try:
             yield config
         finally:
-            for file in (config, spec, socket):
+            for file in (config, spec, where):
                 file.unlink(missing_ok=True)
             with suppress(OSError):  # somebody keeps files of his own there
                 self._folder.rmdir()
@@ -173,6 +191,12 @@ def _write(file: Path, text: str) -> None:
     file.unlink(missing_ok=True)
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as opened:
         opened.write(text)
+
+
+def _aligned(steps: Mapping[str, str]) -> str:
+    """Commands, and what they are for behind them."""
+    width = max(map(len, steps))
+    return "\n".join(f"  backfill {command:<{width}}  # {what_for}" for command, what_for in steps.items())
 
 
 def _quoted(text: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,12 +13,13 @@ from engine.cli.loop import run_async
 from engine.cli.places import SLOW_PATIENCE_S, Remote, Where, daemon_options, dsn_of
 from engine.cli.terminal import Terminal, output_options
 from engine.db import Database
-from engine.errors import CannotConnect
+from engine.errors import CannotConnect, UsageError
 from engine.fleet.examination import examine
 from engine.flow.endpoints import endpoints_of
 from engine.model import Side
 from engine.spec import Dsn, JobSpec, Purpose, load_spec
 from engine.spec.dsn import FALLBACK_VARIABLE
+from engine.spec.fields import CONNECTION_PATTERN
 from engine.telemetry import numbers
 
 
@@ -43,15 +46,24 @@ def doctor(terminal: Terminal, file: str | None, where: Where) -> int:
 
 
 async def _there(file: str | None, remote: Remote) -> dict[str, Any]:
-    names = [remote.connection] if remote.connection is not None else []
-    if file is not None and not names:
-        spec = load_spec(file, os.environ, purpose=Purpose.DAEMON)
-        names = [endpoint.connection for endpoint in (spec.source, spec.target) if endpoint and endpoint.connection]
+    names = _named(file, remote)
     async with remote.client(patience_s=SLOW_PATIENCE_S) as client:
         if not names:
             names = [connection.name for connection in (await client.connections()).connections]
         found = {name: await client.doctor(name) for name in dict.fromkeys(names)}
     return {name: report.model_dump(mode="json", exclude_unset=True) for name, report in found.items()}
+
+
+def _named(file: str | None, remote: Remote) -> list[str]:
+    """The connections that were asked for; empty for all."""
+    if remote.connection is not None:
+        return [remote.connection]
+    if file is None:
+        return []
+    if not Path(file).exists() and re.fullmatch(CONNECTION_PATTERN, file):
+        raise UsageError(f"cannot read the spec {file}", hint=f"of a connection of the daemon: --connection {file}")
+    spec = load_spec(file, os.environ, purpose=Purpose.DAEMON)
+    return [endpoint.connection for endpoint in (spec.source, spec.target) if endpoint and endpoint.connection]
 
 
 def _here(file: str | None, dsn: str | None) -> dict[str, Any]:

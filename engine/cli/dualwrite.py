@@ -91,6 +91,7 @@ def _seconds(text: str) -> float:
 
 
 async def _by_daemon(terminal: Terminal, place: Place, action: str, patience: str, *, force: bool) -> int:
+    """A file is sent where triggers are to come, which is before the job is begun; else the daemon knows the job."""
     async with open_daemon(place, patience_s=SLOW_PATIENCE_S) as (client, connection):
         if action in ("install", "remove"):
             changed = await client.change_dual_write(
@@ -98,6 +99,7 @@ async def _by_daemon(terminal: Terminal, place: Place, action: str, patience: st
                 "install" if action == "install" else "remove",
                 patience=patience,
                 force=force,
+                spec=place.spec.for_ledger() if place.spec is not None and action == "install" else None,
                 connection=connection,
             )
             outcome = change.Outcome(changed.job, changed.changed, tuple(changed.triggers), tuple(changed.tables))
@@ -108,8 +110,7 @@ async def _by_daemon(terminal: Terminal, place: Place, action: str, patience: st
         _show_script(terminal, found.job, found.script or "")
         return 0
     shown = found.model_dump(mode="json", exclude={"script"})
-    said = "; ".join(found.problems) if found.installed else "no trigger of this job is installed"
-    return _show_check(terminal, shown, said)
+    return _show_check(terminal, shown, differences(found))
 
 
 # -- where ------------------------------------------------------------------------------------------------------------

@@ -77,6 +77,9 @@ def ask(daemon: str, path: str, *, ca: str | None, timeout_s: float) -> tuple[in
 
 
 def _connection(daemon: str, ca: str | None, timeout_s: float) -> http.client.HTTPConnection:
+    """Reads the address as ``engine.client.address`` does, once more: that room loads httpx and pydantic, which takes
+    longer than the whole probe.
+    """
     wrong = UsageError(
         "--daemon is no address", hint=f"write {DEFAULT_DAEMON}, http://127.0.0.1:8471 or https://backfill.example:8471"
     )

@@ -35,7 +35,7 @@ def spec_of(
 async def _known(place: Place, lent: Lent, *, listens: bool) -> JobSpec:
     async with open_job(place) as ledger:
         job = await ledger.job(place.job)
-    pace = job.spec.get("pace")
+    pace = job.document.get("pace")
     if not listens and isinstance(pace, dict):
-        job = replace(job, spec=job.spec | {"pace": pace | {"signals": []}})
+        job = replace(job, spec=job.document | {"pace": pace | {"signals": []}})
     return lent.spec_of(job)

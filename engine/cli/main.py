@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
-from collections.abc import Sequence
-from importlib import import_module
-from typing import Final
 
-import click
+try:  # a Ctrl-C while this is loaded is no reason for a traceback
+    import difflib
+    from collections.abc import Sequence
+    from importlib import import_module
+    from typing import Final
 
-from engine._version import __version__
-from engine.cli.terminal import StrayWords, Terminal, error_json, leave_stdout_quietly
-from engine.errors import BackfillError
+    import click
+
+    from engine._version import __version__
+    from engine.cli.terminal import StrayWords, Terminal, error_json, leave_stdout_quietly
+    from engine.errors import BackfillError
+except KeyboardInterrupt:
+    sys.exit(130)
 
 PROGRAM: Final = "backfill"
 _INTERRUPTED: Final = 130
@@ -113,6 +117,8 @@ def _main(terminal: Terminal, arguments: Sequence[str] | None) -> int:
 
 def _report(terminal: Terminal, error: Exception) -> int:
     known = error if isinstance(error, BackfillError) else _known(error)
+    if known.code == "unauthenticated" and "Authorization:" in known.hint:  # in the words of the command line
+        known.hint = "--token-file FILE, or BACKFILL_TOKEN"
     if terminal.as_json:
         terminal.json(error_json(known))
     terminal.error(known)

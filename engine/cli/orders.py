@@ -9,7 +9,7 @@ import click
 
 from engine.cli.jobs import open_jobs
 from engine.cli.loop import run_async
-from engine.cli.places import Place, Where, job_argument, ledger_option, place_of
+from engine.cli.places import Place, Remote, Where, job_argument, ledger_option, place_of
 from engine.cli.terminal import Terminal, output_options
 from engine.cli.words import what_next
 from engine.ledger.records import JobStatus
@@ -47,13 +47,19 @@ async def _pause(place: Place, reason: str | None) -> JobStatus:
 @_order
 def resume(terminal: Terminal, job: str, where: Where, reason: str | None) -> int:
     """Let a paused job go on, or a failed one whose cause is mended."""
-    status = run_async(_resume(place_of(job, where), reason))
-    workers = (
-        "" if status.workers or status.state.is_final else f"; whoever waits for it goes on, else {what_next(status)}"
-    )
+    place = place_of(job, where)
+    status = run_async(_resume(place, reason))
+    workers = "" if status.workers or status.state.is_final else _who_goes_on(place, status)
     if status.state is JobState.DONE:
         return _tell(terminal, status, f"{status.job} is done: there is nothing to resume")
     return _tell(terminal, status, f"{status.job} is {status.state.value}{workers}")
+
+
+def _who_goes_on(place: Place, status: JobStatus) -> str:
+    if isinstance(place.where, Remote):
+        return "; the daemon takes it up"
+    next_step = what_next(status)
+    return "; whoever waits for it goes on" + (f", else {next_step}" if next_step else "")
 
 
 async def _resume(place: Place, reason: str | None) -> JobStatus:

@@ -140,6 +140,7 @@ def _change(ordered: PaceOrders, known: dict[str, SignalSpec], flags: _Flags) ->
                 raise UsageError(f"{flag} {text!r} is not SIGNAL=VALUE")
             name = signal_name(named, known, flag)
             number = threshold(value, signal_named(name, known), flag, is_target=flag == "--target")
+            # By name, so mypy takes the number for a value of any field.
             part = {"target": number} if flag == "--target" else {"maximum": number}
             orders[name] = replace(orders.get(name, SignalOrder(off=False)), **part)  # type: ignore[arg-type]
     for flag, names, off in (("--off", flags.off, True), ("--on", flags.on, False)):

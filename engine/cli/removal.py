@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Final
 
 import click
@@ -26,7 +27,7 @@ from engine.cli.terminal import Terminal, confirm, output_options
 from engine.cli.words import one_line
 from engine.db import Database
 from engine.errors import UsageError
-from engine.fleet.removal import forget, refuse_alive, remove_triggers
+from engine.fleet.removal import REMOVING, forget, refuse_alive, take_away
 from engine.flow.dual_write_change import Installed, find_installed, patience, remove
 from engine.ledger.records import JobStatus
 from engine.model import Mode
@@ -132,9 +133,7 @@ async def _cleanup_job(terminal: Terminal, place: Place, *, yes: bool, force: bo
             terminal.say("it has not ended: where it stands would be lost", "yellow")
         if not confirm("remove it?", yes=yes):
             return _NO
-        refuse_alive(await ledger.status(place.job), force=force)
-        await remove_triggers(ledger, place.job, terminal.say)
-        await forget(ledger, status, "cleanup", by=operator())
+        await take_away(ledger, place.job, by=operator(), force=force, tell=terminal.say)
     if terminal.as_json:
         terminal.json({"removed": [place.job]})
     terminal.say(f"{place.job} is removed")
@@ -184,8 +183,12 @@ async def _cleanup_all(terminal: Terminal, database: Database, *, yes: bool, for
         _show_triggers(terminal, triggers)
         if not confirm("remove all of it?", yes=yes):
             return _NO
-        for status in await ledger.list():
-            refuse_alive(status, force=force)
+        # Nobody may work a job without its triggers: first all of them are cancelled, or none.
+        async with AsyncExitStack() as locks:
+            for status in await ledger.list():
+                await locks.enter_async_context(ledger.at_revision(status.job, None))
+                refuse_alive(await ledger.status(status.job), force=force)
+                await ledger.cancel(status.job, REMOVING)
         for job in sorted({found.job for found in triggers if found.job is not None}):
             await remove(ledger.connection, job, force=True, by=patience(tell=terminal.say))
         await ledger.drop()

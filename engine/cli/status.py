@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import click
@@ -16,7 +17,6 @@ from engine.cli.codes import CODES, code_when_done
 from engine.cli.jobs import Jobs, open_all_jobs, open_jobs
 from engine.cli.loop import run_async
 from engine.cli.places import (
-    LONG_PATIENCE_S,
     Place,
     Remote,
     Where,
@@ -27,6 +27,7 @@ from engine.cli.places import (
 )
 from engine.cli.signals import signal_lines
 from engine.cli.terminal import Terminal, output_options
+from engine.cli.watched_job import Steadily
 from engine.cli.words import STYLES, block, limit_words, one_line, proof, reason, what_next
 from engine.clock import Clock, SystemClock
 from engine.db import Database
@@ -86,12 +87,13 @@ async def _watch(terminal: Terminal, place: Place, clock: Clock | None = None) -
     clock = clock or SystemClock()
     live = Live(console=terminal.out, auto_refresh=False) if terminal.out.is_terminal and not terminal.as_json else None
     shown = ""
-    async with open_jobs(place, patience_s=LONG_PATIENCE_S) as jobs:
+    steadily = Steadily(terminal, place, clock)
+    async with open_jobs(place) as jobs:
         try:
             if live is not None:
                 live.start()
             while True:
-                seen = await jobs.status(place.job)
+                seen = await steadily.ask(lambda: jobs.status(place.job))
                 line = f"{seen.job}: {one_line(seen)}"
                 if live is not None:
                     live.update(_block(seen), refresh=True)
@@ -195,19 +197,20 @@ def _seconds(timeout: str | None) -> float | None:
 
 async def _wait(terminal: Terminal, place: Place, timeout_s: float | None) -> JobStatus:
     try:
-        async with asyncio.timeout(timeout_s), open_jobs(place, patience_s=LONG_PATIENCE_S) as jobs:
-            return await _until_final(terminal, jobs, place.job)
+        async with asyncio.timeout(timeout_s), open_jobs(place) as jobs:
+            return await _until_final(terminal, jobs, place)
     except TimeoutError:
         raise Busy(f"job {place.job} has not ended within {numbers.duration(timeout_s or 0)}") from None
 
 
-async def _until_final(terminal: Terminal, jobs: Jobs, job: str) -> JobStatus:
+async def _until_final(terminal: Terminal, jobs: Jobs, place: Place) -> JobStatus:
     state: JobState | None = None
+    steadily = Steadily(terminal, place)
     while True:
-        seen = await jobs.status(job)
+        seen = await steadily.ask(lambda: jobs.status(place.job))
         if seen.state.is_final:
             return seen
         if seen.state is not state:
             state = seen.state
             terminal.say(f"{seen.job}: {one_line(seen)}")
-        await jobs.news(seen, POLL_S)
+        await steadily.ask(partial(jobs.news, seen, POLL_S))

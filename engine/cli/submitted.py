@@ -7,13 +7,13 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
-from engine.cli.afar import Afar, followed
 from engine.cli.codes import CODES, code_when_done
 from engine.cli.jobs import status_of
 from engine.cli.places import LONG_PATIENCE_S, SLOW_PATIENCE_S, Remote
 from engine.cli.progress import Display
 from engine.cli.report import report
 from engine.cli.terminal import Terminal
+from engine.cli.watched_job import WatchedJob, followed
 from engine.cli.words import NO_PACER, STYLES, one_line, what_next
 from engine.clock import SystemClock
 from engine.errors import BackfillError, HeldByOperator, Stopped
@@ -37,7 +37,7 @@ async def run_by_daemon(terminal: Terminal, spec: JobSpec, remote: Remote, *, at
     ``wait`` False: tell how it is then, and leave.  A signal ends only the watching.
     """
     lines = JsonLines(sys.stdout) if terminal.as_json else None
-    watched = Afar()
+    watched = WatchedJob()
     display = Display(terminal, lambda: watched)
     news = _News(display if lines is None else tee(display, lines), attached=attach)
     task, clock = asyncio.current_task(), SystemClock()

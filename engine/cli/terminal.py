@@ -173,13 +173,16 @@ class Terminal:
             self.log.line(level, event, text, fields)
 
     def _problems(self, error: SpecError) -> None:
+        is_only = len(error.problems) == 1
         for problem in error.problems:
             file = f"{error.file}: " if error.file else ""  # a daemon knows of no file
             place = f"{error.file}:{problem.line}:{problem.column}: " if problem.line else file
             path = f"{problem.path} " if problem.path else ""
-            self.err.print(f"{place}{path}{problem.message}", style="bold red")
+            start = "error: " if is_only else ""
+            self.err.print(f"{start}{place}{path}{problem.message}", style="bold red")
             self._hint(problem.hint)
-        self.err.print(f"error: {error.message}")
+        if not is_only:
+            self.err.print(f"error: {error.message}")
 
     def _hint(self, hint: str) -> None:
         if hint:

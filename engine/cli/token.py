@@ -61,7 +61,7 @@ def token(
         )
         return 0
     terminal.data(made)
-    terminal.say("Write this into the daemon's tokens file (auth.tokens_file), which is read again by itself:\n")
+    terminal.say("# Write this into the daemon's tokens file (auth.tokens_file), which is read again by itself:\n")
     click.echo(entry, err=True)  # a result, though not for whoever gets the token: also when quiet
     return 0
 

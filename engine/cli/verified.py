@@ -8,11 +8,11 @@ import sys
 from datetime import datetime
 from typing import Any
 
-from engine.cli.afar import Afar, followed
 from engine.cli.jobs import open_daemon, status_of
 from engine.cli.places import LONG_PATIENCE_S, Place
 from engine.cli.progress import Display
 from engine.cli.terminal import Terminal
+from engine.cli.watched_job import WatchedJob, followed
 from engine.errors import Busy, HeldByOperator, VerificationMismatch
 from engine.fleet.signals import TwoSignals, exit_code
 from engine.fleet.verification import finished_verification
@@ -26,7 +26,7 @@ async def verify_by_daemon(
 ) -> int:
     """Have the daemon verify, and follow it to the end; gives the exit code.  A signal ends only the watching."""
     lines = JsonLines(sys.stdout) if terminal.as_json else None
-    watched = Afar()
+    watched = WatchedJob()
     display = Display(terminal, lambda: watched)
     task = asyncio.current_task()
     assert task is not None
@@ -37,11 +37,12 @@ async def verify_by_daemon(
     signals = TwoSignals(leave, lambda: None)
     try:
         with signals.watched():
-            async with open_daemon(place, patience_s=LONG_PATIENCE_S) as (client, connection):
+            async with open_daemon(place) as (client, connection):
                 shown = await client.verify(
                     place.job, repair=repair, delete_extra=delete_extra, settle=settle, connection=connection
                 )
-                watched.status = status_of(shown)
+            watched.status = status_of(shown)
+            async with open_daemon(place, patience_s=LONG_PATIENCE_S) as (client, connection):
                 with display.shown():
                     async for status in followed(terminal, client, shown):
                         watched.status = status
@@ -56,7 +57,7 @@ async def verify_by_daemon(
         raise Busy(
             f"{place.job} is {state.value}, and not verified", hint=f"backfill verify {place.job} goes on with it"
         )
-    return tell_found(terminal, lines, place.job, found)
+    return tell_found(terminal, lines, place.job, found, by_daemon=True)
 
 
 def _found(shown: dict[str, Any] | None) -> Verification | None:
@@ -84,17 +85,19 @@ def _found(shown: dict[str, Any] | None) -> Verification | None:
 _COUNTS = ("rows", "suspects", "mismatched", "missing", "extra", "unsettled", "repaired")
 
 
-def tell_found(terminal: Terminal, lines: JsonLines | None, job: str, found: Verification) -> int:
-    """Say how a verification ended; gives its exit code."""
+def tell_found(
+    terminal: Terminal, lines: JsonLines | None, job: str, found: Verification, *, by_daemon: bool = False
+) -> int:
+    """Say how a verification ended; gives its exit code.  A daemon gives no keys of rows that differ."""
     if lines is not None:
         lines(finished_verification(job, found))
-    _say(terminal, job, found)
+    _say(terminal, job, found, by_daemon=by_daemon)
     if found.outcome == "cancelled":
         return HeldByOperator.exit_code
     return 0 if found.verified else VerificationMismatch.exit_code
 
 
-def _say(terminal: Terminal, job: str, found: Verification) -> None:
+def _say(terminal: Terminal, job: str, found: Verification, *, by_daemon: bool) -> None:
     """What was found, in one line, and what to do about it."""
     size = f"{numbers.count(found.rows)} rows in {numbers.duration(found.seconds)}"
     if found.not_compared:
@@ -122,8 +125,10 @@ def _say(terminal: Terminal, job: str, found: Verification) -> None:
     left = found.mismatched + found.missing + found.extra - found.repaired
     if left and not found.repair:
         but = ", but for those only in the target" if found.extra else ""
-        mends = f"backfill verify {job} --repair mends them{but}; " if left > found.extra else ""
-        terminal.say(f"  {mends}--show-rows lists their keys", "dim")
+        steps = [f"backfill verify {job} --repair mends them{but}"] if left > found.extra else []
+        steps += [] if by_daemon else ["--show-rows lists their keys"]
+        if steps:
+            terminal.say(f"  {'; '.join(steps)}", "dim")
     if found.extra and not found.delete_extra:
         terminal.say(
             "  rows only in the target may be another job's, or older than this one, so a repair leaves them;"

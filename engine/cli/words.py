@@ -26,6 +26,9 @@ STYLES = {
 
 NOBODY: Final = "nobody works on it"
 
+NEW_S: Final = 10.0
+"""So long after it began, nobody wonders that no worker has it: daemons and workers look for work every few seconds."""
+
 NO_PACER: Final = "no pacer"
 """How the ledger's view begins to tell that no decision is in force."""
 
@@ -72,7 +75,7 @@ def one_line(status: JobStatus) -> str:
             parts.append(f"{numbers.duration(status.eta_s)} left")
         if status.workers:
             parts.append(numbers.counted(status.workers, "worker"))
-        elif why != NOBODY:
+        elif why != NOBODY and not _is_new(status):
             parts.append(NOBODY)
         if doing := _PHASES.get(status.phase):
             parts.append(doing)
@@ -111,7 +114,8 @@ def _unequal(status: JobStatus) -> int:
 
 def _differing(status: JobStatus) -> str:
     unsettled = int((status.verification or {}).get("unsettled") or 0)
-    parts = [(_unequal(status), "differ"), (unsettled, "never stood still")]
+    unequal = _unequal(status)
+    parts = [(unequal, "differs" if unequal == 1 else "differ"), (unsettled, "never stood still")]
     return ", ".join(f"{numbers.counted(number, 'row')} {how}" for number, how in parts if number) or "it differs"
 
 
@@ -139,7 +143,7 @@ def reason(status: JobStatus) -> str:
     if status.state is JobState.FAILED:
         return status.error_message or "for an unknown reason"
     if not status.waiting:
-        return NOBODY if status.state.is_at_work and not status.workers else ""
+        return NOBODY if status.state.is_at_work and not status.workers and not _is_new(status) else ""
     if status.state.is_final or status.state is JobState.PAUSED or status.waiting.startswith(NO_PACER):
         return status.waiting
     if status.held_by:
@@ -148,6 +152,17 @@ def reason(status: JobStatus) -> str:
     if status.waiting in limited_by and limit_words(status):
         return ""  # the limit says it
     return f"waiting for: {status.waiting}{_meaning(status.waiting)}"
+
+
+def _is_new(status: JobStatus) -> bool:
+    """True while those who look for work now and then may not have seen it yet: nothing is done of it."""
+    found = status.verification or {}
+    if status.state is JobState.VERIFYING:
+        began, done = found.get("started_at"), found.get("rows")
+        since = datetime.fromisoformat(began) if began else None
+    else:
+        since, done = status.started_at or status.created_at, status.chunks
+    return since is not None and not done and abs((datetime.now(UTC) - since).total_seconds()) < NEW_S
 
 
 def _meaning(waiting: str) -> str:
@@ -172,7 +187,7 @@ def what_next(status: JobStatus) -> str:
             return "backfill restart begins it anew"
         case JobState.PAUSED:
             return "backfill resume lets it go on"
-        case JobState.VERIFYING if not status.workers:
+        case JobState.VERIFYING if not status.workers and not _is_new(status):
             return f"backfill verify {status.job} goes on with it"
         case JobState.PLANNED | JobState.RUNNING if (status.waiting or "").startswith(_BARRIER):
             return "they have to commit, roll back or be ended; then whoever runs the job goes on by itself"

@@ -46,9 +46,9 @@ class _Base:
     ) -> None:
         """``daemon``: ``unix:///run/backfill/backfill.sock`` or ``https://host:8471``.
 
-        The token is the one given, that of ``token_file`` (readable by its owner alone), or that of BACKFILL_TOKEN.
-        ``ca``: who vouches for the daemon; ``certificate`` and ``key``: what the client shows.  ``patience_s``: how
-        long a request is tried for while the daemon is away.  Raises ``UsageError``.
+        The token is the one given, that of ``token_file`` (which only its owner and its group may read), or that of
+        BACKFILL_TOKEN.  ``ca``: who vouches for the daemon; ``certificate`` and ``key``: what the client shows.
+        ``patience_s``: how long a request is tried for while the daemon is away.  Raises ``UsageError``.
         """
         self.address = Address.parse(daemon)
         credentials = Credentials.found(token=token, token_file=token_file, ca=ca, certificate=certificate, key=key)

@@ -111,23 +111,21 @@ class _Following:
         raise error
 
     def _read(self, reader: EventReader) -> Plan[bool | None]:
-        """One stream to its end.  None when the job has ended, else whether anything was said."""
-        said = False
+        """One stream to its end.  None when the job has ended, else whether it was more than opened."""
         while True:
             piece = yield Read()
             if piece is None or isinstance(piece, Broken):
-                return said
+                return reader.heard
             try:
                 for event in reader.feed(piece):
-                    said = True
                     if event.kind == "end":
                         yield from self._last_look()
                         return None
                     yield from self._told(event)
             except TooLong:
                 raise DaemonError("the daemon's stream has no end of a line", code="unexpected_answer") from None
-            said = True  # a heartbeat is a sign of life, too
-            self._troubled_since = None
+            if reader.heard:  # a heartbeat is a sign of life, too
+                self._troubled_since = None
 
     def _told(self, event: ServerEvent) -> Plan[None]:
         try:
@@ -137,7 +135,9 @@ class _Following:
                     self._last_id = event.id or str(entry.id)
                     yield Give(entry)
                 case "status":
-                    yield from self._show(shapes.Job.model_validate_json(event.data))
+                    seen = shapes.Job.model_validate_json(event.data)
+                    self._begin_at(seen)
+                    yield from self._show(seen)
                 case "trouble":
                     yield Give(shapes.Trouble.model_validate_json(event.data))
                 case _:  # of a newer daemon
@@ -155,6 +155,8 @@ class _Following:
             try:
                 known = None if self._seen is None else self._seen.revision
                 seen = yield from self._talk.look(self._job, hold_s, "change", self._connection, unless=known)
+                if seen is not None:
+                    self._begin_at(seen)
                 history = yield from self._talk.history_after(self._job, self._last_id, self._connection)
             except CannotConnect as error:
                 yield from self._trouble(error)
@@ -171,6 +173,14 @@ class _Following:
             yield from self._rest(LEAST_POLL_S - (self._talk.habits.now() - looked))
 
     # -- both ---------------------------------------------------------------------------------------------------------
+
+    def _begin_at(self, seen: shapes.Job) -> None:
+        """Who has not said where to begin begins with what comes behind the first look, by stream and by polling.
+
+        Without it, a stream taken up anew would leave out what happened between the two.
+        """
+        if not self._last_id:
+            self._last_id = seen.revision
 
     def _show(self, seen: shapes.Job) -> Plan[None]:
         if seen != self._seen:

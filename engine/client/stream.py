@@ -28,11 +28,13 @@ class TooLong(ValueError):
 class EventReader:
     """Feed it bytes, in pieces of any size; it gives the events that they complete.
 
-    ``retry_s``: how long the daemon wants us to wait before we connect anew.
+    ``retry_s``: how long the daemon wants us to wait before we connect anew.  ``heard``: true since the first event or
+    comment; what a stream opens with (``retry``) comes through even where nothing else does.
     """
 
     last_id: str = ""
     retry_s: float | None = None
+    heard: bool = False
     _decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
     )
@@ -65,6 +67,8 @@ class EventReader:
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         match name:
+            case "":  # a comment
+                self.heard = True
             case "event":
                 self._kind = value
             case "data":
@@ -78,4 +82,7 @@ class EventReader:
     def _end(self) -> ServerEvent | None:
         kind, data = self._kind or "message", self._data
         self._kind, self._data, self._length = "", [], 0
-        return ServerEvent(kind, "\n".join(data), self.last_id) if data or kind != "message" else None
+        if not data and kind == "message":
+            return None
+        self.heard = True
+        return ServerEvent(kind, "\n".join(data), self.last_id)

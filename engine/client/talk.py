@@ -57,9 +57,7 @@ class Talk:
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
-    def submit(
-        self, spec: Mapping[str, Any], *, idempotency_key: str | None = None, connection: str | None = None
-    ) -> Plan[shapes.Job]:
+    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Plan[shapes.Job]:
         """Begin the job of ``spec``, or find it: the same spec is the same job, however often it is submitted.
 
         ``spec`` names connections of the operator in place of connection strings.  Without an ``idempotency_key``
@@ -67,9 +65,7 @@ class Talk:
         Raises ``SpecError``, ``SpecChanged`` and ``PreflightRefused``.
         """
         key = idempotency_key or secrets.token_hex(16)
-        return self._post(
-            "/v1/jobs", spec, shapes.Job, connection=connection, key=key, repeatable=True, timeout_s=SLOW_ANSWER_S
-        )
+        return self._change("/v1/jobs", spec, shapes.Job, key=key, repeatable=True, timeout_s=SLOW_ANSWER_S)
 
     def jobs(
         self,
@@ -146,7 +142,7 @@ class Talk:
         """
         body = dict(change) if reason is None else {**change, "reason": reason}
         return self._change(
-            "PATCH", f"{_job(job)}/pace", body, shapes.Job, connection=connection, if_match=if_match,
+            f"{_job(job)}/pace", body, shapes.Job, method="PATCH", connection=connection, if_match=if_match,
             media_type="application/merge-patch+json",
         )  # fmt: skip
 
@@ -162,7 +158,7 @@ class Talk:
     ) -> Plan[shapes.Job]:
         """Have both sides of a job that is done compared; ``wait`` tells when that is over."""
         body = {"repair": repair, "delete_extra": delete_extra} | ({} if settle is None else {"settle": settle})
-        return self._post(
+        return self._change(
             f"{_job(job)}/verify", body, shapes.Job, connection=connection, if_match=if_match, timeout_s=SLOW_ANSWER_S
         )
 
@@ -177,7 +173,7 @@ class Talk:
     ) -> Plan[shapes.Job]:
         """Forget the job's progress and begin it anew."""
         body = {"force": force} | ({} if reason is None else {"reason": reason})
-        return self._post(
+        return self._change(
             f"{_job(job)}/restart", body, shapes.Job, connection=connection, if_match=if_match, timeout_s=SLOW_ANSWER_S
         )
 
@@ -186,7 +182,7 @@ class Talk:
     ) -> Plan[shapes.Removed]:
         """Take the job out of the ledger, and its triggers off the table; rows of tables and history stay."""
         return self._change(
-            "DELETE", _job(job), None, shapes.Removed, connection=connection, if_match=if_match,
+            _job(job), None, shapes.Removed, method="DELETE", connection=connection, if_match=if_match,
             force=True if force else None, timeout_s=SLOW_ANSWER_S,
         )  # fmt: skip
 
@@ -251,13 +247,13 @@ class Talk:
     ) -> Plan[shapes.Retried]:
         """Try rows again, each by itself; None: all of them."""
         path = f"{_job(job)}/quarantine/retry"
-        return self._post(path, _rows(ids), shapes.Retried, connection=connection, timeout_s=SLOW_ANSWER_S)
+        return self._change(path, _rows(ids), shapes.Retried, connection=connection, timeout_s=SLOW_ANSWER_S)
 
     def drop_quarantine(
         self, job: str, ids: Sequence[int] | None = None, *, connection: str | None = None
     ) -> Plan[shapes.Dropped]:
         """Forget rows that are set aside; None: all of them."""
-        return self._post(f"{_job(job)}/quarantine/drop", _rows(ids), shapes.Dropped, connection=connection)
+        return self._change(f"{_job(job)}/quarantine/drop", _rows(ids), shapes.Dropped, connection=connection)
 
     def gate(self, job: str, *, connection: str | None = None) -> Plan[shapes.Gate]:
         """Whether the old side may be given up, with the evidence."""
@@ -300,23 +296,28 @@ class Talk:
         *,
         patience: str | None = None,
         force: bool = False,
+        spec: Mapping[str, Any] | None = None,
         connection: str | None = None,
     ) -> Plan[shapes.DualWriteChanged]:
-        """Install or remove our triggers, where the operator allows it."""
+        """Install or remove our triggers, where the operator allows it.
+
+        ``spec``: of a job that is not begun yet, which is when they are to be installed.
+        """
         body: dict[str, Any] = {"action": action} | ({"force": True} if force else {})
         body |= {} if patience is None else {"patience": patience}
+        body |= {} if spec is None else {"spec": spec}
         path = f"{_job(job)}/dualwrite"
-        return self._post(path, body, shapes.DualWriteChanged, connection=connection, timeout_s=SLOW_ANSWER_S)
+        return self._change(path, body, shapes.DualWriteChanged, connection=connection, timeout_s=SLOW_ANSWER_S)
 
     # -- before a job -------------------------------------------------------------------------------------------------
 
     def plan(self, spec: Mapping[str, Any]) -> Plan[shapes.Plan]:
         """What a job would do.  Touches nothing."""
-        return self._post("/v1/plans", spec, shapes.Plan, repeatable=True, timeout_s=SLOW_ANSWER_S)
+        return self._change("/v1/plans", spec, shapes.Plan, repeatable=True, timeout_s=SLOW_ANSWER_S)
 
     def rehearse(self, spec: Mapping[str, Any], *, chunks: int | None = None) -> Plan[shapes.Rehearsal]:
         """Some chunks of the job in transactions that roll back, and what the whole job would cost."""
-        return self._post("/v1/rehearsals", spec, shapes.Rehearsal, chunks=chunks, timeout_s=SLOW_ANSWER_S)
+        return self._change("/v1/rehearsals", spec, shapes.Rehearsal, chunks=chunks, timeout_s=SLOW_ANSWER_S)
 
     # -- the daemon ---------------------------------------------------------------------------------------------------
 
@@ -377,8 +378,8 @@ class Talk:
         """The job's life as it happens, until it ends: a ``Job`` whenever it has changed, each ``HistoryEntry``, and
         ``Trouble`` while the daemon is away.
 
-        ``after``: begin behind that entry of the history, as one who was cut off does.  Nothing is lost or told twice
-        over restarts of the daemon: the stream goes on behind the last entry.
+        ``after``: begin behind that entry of the history, as one who was cut off does; None: with what happens from now
+        on.  Nothing is lost or told twice over restarts of the daemon: the stream goes on behind the last entry.
         """
         return followed(self, job, None if after is None else str(after), connection)
 
@@ -415,16 +416,13 @@ class Talk:
         self, job: str, order: str, reason: str | None, if_match: str | None, connection: str | None
     ) -> Plan[shapes.Job]:
         body = {} if reason is None else {"reason": reason}
-        return self._post(f"{_job(job)}/{order}", body, shapes.Job, connection=connection, if_match=if_match)
+        return self._change(f"{_job(job)}/{order}", body, shapes.Job, connection=connection, if_match=if_match)
 
     def _get(self, path: str, shape: type[A], **options: Any) -> Plan[A]:
         return self._ask("GET", path, None, _reader(shape), **options)
 
-    def _post(self, path: str, body: Mapping[str, Any], shape: type[A], **options: Any) -> Plan[A]:
-        return self._ask("POST", path, body, _reader(shape), **options)
-
     def _change(
-        self, method: str, path: str, body: Mapping[str, Any] | None, shape: type[A], **options: Any
+        self, path: str, body: Mapping[str, Any] | None, shape: type[A], *, method: str = "POST", **options: Any
     ) -> Plan[A]:
         return self._ask(method, path, body, _reader(shape), **options)
 

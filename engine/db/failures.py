@@ -45,6 +45,7 @@ class Fault(StrEnum):
 
 FENCE_SQLSTATE: Final = "BF001"
 TOO_MANY_SQLSTATE: Final = "BF002"  # of backfill.set_aside: as many rows are set aside as the job allows
+NOT_ALLOWED_SQLSTATE: Final = "42501"  # a privilege is missing, or a policy of row-level security forbids it
 _NOT_SUPPORTED: Final = "0A000"
 OUR_SQLSTATES: Final = "BF"  # what the ledger's own functions raise is never a row's fault
 CONNECTION_FAILURE: Final = "08006"  # what we report for losses that have no SQLSTATE of the server's
@@ -199,6 +200,11 @@ class Failure:
         """True when some row of the chunk is to blame, and would fail alone."""
         return self.fault is Fault.ROW
 
+    @property
+    def is_missing_right(self) -> bool:
+        """True when the role may not do it: whoever grants the right mends it, for all rows at once."""
+        return self.sqlstate == NOT_ALLOWED_SQLSTATE
+
 
 def classify(error: BaseException, *, show_rows: bool = False) -> Failure:
     """What to do about ``error``, and what may be said about it.
@@ -241,8 +247,8 @@ def _spoken(error: asyncpg.PostgresError, *, lost: bool, show_rows: bool) -> Fai
 
 def _fault(error: asyncpg.PostgresError, sqlstate: str, action: Action) -> Fault:
     raised = _text(error, "server_source_function") in _RAISED_BY_USERS
-    if sqlstate.startswith(OUR_SQLSTATES):
-        return Fault.NONE
+    if sqlstate.startswith(OUR_SQLSTATES) or sqlstate == NOT_ALLOWED_SQLSTATE:
+        return Fault.NONE  # whoever raised it, and for whichever row the role met it first
     if raised and action in (Action.STOP, Action.SPLIT):
         return Fault.ROW  # a user's code refuses the row, with whatever SQLSTATE it liked
     if not raised and _text(error, "schema_name") in _NOT_USERS:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Protocol
 
 from engine.flow import dual_write
 from engine.flow import gate as gates
@@ -46,7 +47,21 @@ async def look_at_dual_write(spec: JobSpec) -> tuple[Prepared, DualWrite]:
         await connection.close()
 
 
-def differences(found: DualWrite) -> str:
+class Looked(Protocol):
+    """What was found of our triggers, here or by a daemon."""
+
+    @property
+    def installed(self) -> bool:
+        """Whether any is there."""
+        ...
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """In what they are not as the job needs them."""
+        ...
+
+
+def differences(found: Looked) -> str:
     """What is wrong with the triggers, for people."""
     return "; ".join(found.problems) if found.installed else "no trigger of this job is installed"
 

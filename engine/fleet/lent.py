@@ -119,7 +119,7 @@ def _decoded(path: str) -> str:
 
 
 def _reference(job: JobRecord, side: str) -> str | None:
-    endpoint = job.spec.get(side)
+    endpoint = job.document.get(side)
     dsn = endpoint.get("dsn") if isinstance(endpoint, Mapping) else None
     reference = dsn.get("reference") if isinstance(dsn, Mapping) else None
     return str(reference) if reference else None

@@ -349,7 +349,10 @@ class Pool:
         self.errors.pop(result.job, None)
         self._emit(finished_event(result))
         if result.error is not None:
-            self._set_aside(result.job, result.error, for_s=ASIDE_S if result.state in _WORKABLE else 0.0)
+            if result.state.is_final:  # how it ended is told already, and nobody is to work it
+                self.errors[result.job] = result.error
+            else:
+                self._set_aside(result.job, result.error, for_s=ASIDE_S if result.state in _WORKABLE else 0.0)
         elif not result.state.is_final and not result.drained:
             now = self._clock.now()  # it changed while we left: look again later, and at others until then
             self._aside[result.job] = _Aside(now, now + POLL_S, result.state.value)

@@ -14,7 +14,7 @@ from typing import Final
 from engine.db import Connection
 from engine.db.backends import terminate_backends
 from engine.db.failures import Action, classify
-from engine.errors import BackfillError, BadRow
+from engine.errors import BackfillError, BadRow, Stopped
 from engine.events import Emit, Warned
 from engine.flow.endpoints import Endpoints
 from engine.flow.shared import Sides
@@ -140,4 +140,5 @@ def as_stop(error: Exception) -> BackfillError:
     failure = classify(error)
     if not failure.sqlstate:
         raise error
-    return BadRow(failure.message, hint=failure.hint, sqlstate=failure.sqlstate)
+    kind = Stopped if failure.is_missing_right else BadRow
+    return kind(failure.message, hint=failure.hint, sqlstate=failure.sqlstate)

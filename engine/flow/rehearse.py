@@ -11,6 +11,7 @@ function did outside the transaction.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -100,11 +101,13 @@ class Rehearsal:
         return any(failed.stops for failed in self.failed)
 
 
-async def rehearse(prepared: Prepared, *, chunks: int = 3, clock: Clock | None = None) -> Rehearsal:
+async def rehearse(
+    prepared: Prepared, *, chunks: int = 3, within_s: float | None = None, clock: Clock | None = None
+) -> Rehearsal:
     """Rehearse ``chunks`` chunks (beside a small first one, which does not count) in each of some places of the key
-    space.  Raises what opening a session raises, and the error that ended one.
+    space; after ``within_s`` no further ones.  Raises what opening a session raises, and the error that ended one.
     """
-    play = _Play(prepared, chunks, clock or SystemClock())
+    play = _Play(prepared, chunks, clock or SystemClock(), within_s)
     try:
         return await play.run()
     finally:
@@ -114,10 +117,11 @@ async def rehearse(prepared: Prepared, *, chunks: int = 3, clock: Clock | None =
 class _Play:
     """One rehearsal and its sessions."""
 
-    def __init__(self, prepared: Prepared, chunks: int, clock: Clock) -> None:
+    def __init__(self, prepared: Prepared, chunks: int, clock: Clock, within_s: float | None) -> None:
         self._prepared = prepared
         self._chunks = chunks
         self._clock = clock
+        self._ends_at = math.inf if within_s is None else clock.now() + within_s
         self._prober = Prober(prepared.endpoints.source, prepared.source_table.name, prepared.key, clock)
         self._rehearser: StatementRehearser | CopyRehearser = (
             CopyRehearser(prepared, clock) if prepared.mode is Mode.COPY else StatementRehearser(prepared, clock)
@@ -150,10 +154,14 @@ class _Play:
         await self._witness.open(self._rehearser.connection.backend.pid)
         spans = await self._spans(self._source)
         self._most_rows = most_rows(self._prepared.plan.rows, len(spans), self._chunks)
+        begun = 0
         for number, span in enumerate(spans):
+            if self._left_s() <= 0:
+                break
+            begun += 1
             await self._rehearse_span(number, span)
         return Rehearsal(
-            spans=len(spans),
+            spans=begun,
             samples=tuple(self._samples),
             failed=tuple(self._failed),
             outlook=look_ahead(self._samples, self._settings()),
@@ -162,6 +170,9 @@ class _Play:
             sequence_values=self._dead_rows * await self._sequences_per_row(),
             kept_waiting_s=self._witness.theirs_s,
         )
+
+    def _left_s(self) -> float:
+        return self._ends_at - self._clock.now()
 
     async def _spans(self, source: Connection) -> list[SpanBounds]:
         """The places to look at: of the plan's spans, or of finer ones where it has too few."""
@@ -187,7 +198,7 @@ class _Play:
         if warm:
             sizer.observe(_observation(warm))
         for _ in range(self._chunks):
-            if after == span.hi:
+            if after == span.hi or self._left_s() <= 0:
                 break
             sample, after = await self._chunk(number, after, span, self._wanted(sizer), sizer)
             if sample:
@@ -223,7 +234,8 @@ class _Play:
                 sizer.failed(split=failure.action is Action.SPLIT)
         rate = self._prepared.spec.pace.max_rows_per_s
         if rate is not None:
-            await self._clock.sleep(bound.scanned / rate - (self._clock.now() - began))
+            pause_s = bound.scanned / rate - (self._clock.now() - began)
+            await self._clock.sleep(min(pause_s, max(0.0, self._left_s())))
         return sample, bound.to
 
     def _note(self, number: int, error: Exception, scanned: int) -> Failure:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
+from engine.errors import LedgerDamaged
 from engine.ledger.orders import PaceOrders
 from engine.model import Backend, JobState, KeyValue, Mode, Phase, Side, Span
 
@@ -48,6 +49,20 @@ class JobRecord:
     target_mark: dict[str, Any] | None = None  # the target's server when the job was created
     moved_at: datetime | None = None  # when the job last wrote to its tables; None: it still does
     verification_id: int | None = None  # the verification that runs, or the last one
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The spec, as what it has to be.  Raises ``LedgerDamaged``: whoever can write there may have made it another.
+
+        The row itself is read whatever it holds, so that such a job can be seen, cancelled and removed.
+        """
+        spec: object = self.spec
+        if not isinstance(spec, dict):
+            raise LedgerDamaged(
+                f"the ledger's spec of {self.name} is none",
+                hint="remove the job: backfill cleanup JOB; and begin it anew",
+            )
+        return spec
 
     def end_of(self, phase: Phase) -> KeyValue | None:
         """Where the chain of that phase's spans must end."""

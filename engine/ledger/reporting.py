@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -66,6 +67,11 @@ class Reporting(Statements):
             return []
 
 
+def _finite(value: Any) -> Any:
+    """No number of ours is infinite: somebody else wrote it."""
+    return 0.0 if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _reported(rows: Iterable[Any]) -> Iterable[Reported]:
     for row in rows:
         try:
@@ -77,12 +83,12 @@ def _reported(rows: Iterable[Any]) -> Iterable[Reported]:
 def status_of(row: Any) -> JobStatus:
     """One row of the view ``backfill.status``, of whatever release."""
     known = {field.name for field in fields(JobStatus)}  # a newer release's ledger tells more, an older one's less
-    values = {name: value for name, value in dict(row).items() if name in known}
+    values = {name: _finite(value) for name, value in dict(row).items() if name in known}
     values["state"] = JobState(values["state"])
     values["mode"] = Mode(values["mode"])
     values["waits"] = {reason: float(seconds) for reason, seconds in read_json(values["waits"]).items()}
     values["orders"] = PaceOrders.from_json(read_json(values.get("orders", "{}")))
-    values["signals"] = tuple(read_json(values.get("signals", "[]")))
+    values["signals"] = tuple(signal for signal in read_json(values.get("signals", "[]")) if isinstance(signal, dict))
     for name in ("deadline", "growth", "verification"):
         values[name] = read_json(values[name]) if values.get(name) else None
     return JobStatus(**values)

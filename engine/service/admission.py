@@ -58,17 +58,7 @@ class Admitted:
 
     def check_tables(self, inspection: Inspection) -> None:
         """See that the tables which the catalogue gave are those that were allowed.  Raises ``NotAllowed``."""
-        found = {"source": inspection.source.name}
-        if inspection.target is not None:
-            found["target"] = inspection.target.name
-        problems = [
-            problem
-            for side, endpoint in _sides(self.spec)
-            if (name := found.get(side)) is not None
-            for problem in _table(side, name, _connection(self._config, endpoint))
-        ]
-        if problems:
-            raise NotAllowed(problems)
+        check_tables(inspection, self._config, {side: str(endpoint.connection) for side, endpoint in _sides(self.spec)})
 
 
 def admit(data: object, config: Config, dsns: Mapping[str, Dsn], identity: Identity) -> Admitted:
@@ -82,7 +72,8 @@ def admit(data: object, config: Config, dsns: Mapping[str, Dsn], identity: Ident
         *_tables(asked, config),
         *_reads_from(asked, config),
         *_role(asked, connections),
-        *_speed(asked, connections),
+        *_rows(asked, connections),
+        *_workers(asked, connections),
         *(() if config.allow.expressions else _expressions(asked)),
         *_signals(asked, config),
     ]
@@ -91,6 +82,51 @@ def admit(data: object, config: Config, dsns: Mapping[str, Dsn], identity: Ident
     ledger = (asked.target or asked.source).connection
     assert ledger is not None, "a spec for a daemon names its connections"
     return Admitted(_at_home(asked, config, dsns, connections), ledger, _hash(asked), config)
+
+
+def check_again(spec: JobSpec, config: Config, connections: Mapping[str, str], identity: Identity) -> None:
+    """See that a job of a ledger is one that could be submitted now, before it is begun anew or more is written.
+
+    ``connections``: the name here of each side's (``source``, ``target``), as the lender found it; whatever the row
+    says.  A table without a schema is left to ``check_tables``, and workers to whoever starts them.  Raises
+    ``NotAllowed``.
+    """
+    unknown = [problem for side, name in connections.items() for problem in _name(side, name, config, identity)]
+    if unknown:
+        raise NotAllowed(unknown)
+    named = [config.connections[name] for name in dict.fromkeys(connections.values())]
+    tables = {"source": spec.source.table} | ({} if spec.target is None else {"target": spec.target.table})
+    problems = [
+        *(
+            problem
+            for side, table in tables.items()
+            if table.schema is not None
+            for problem in _table(side, table, _of_side(config, connections, side))
+        ),
+        *_reading(spec, config, connections["source"], connections.get("target")),
+        *_role(spec, named),
+        *_rows(spec, named),
+        *(() if config.allow.expressions else _expressions(spec)),
+    ]
+    if problems:
+        raise NotAllowed(shortened(problems))
+
+
+def check_tables(inspection: Inspection, config: Config, connections: Mapping[str, str]) -> None:
+    """See that the tables which the catalogue gave are open to jobs.  Raises ``NotAllowed``."""
+    found = {"source": inspection.source.name}
+    if inspection.target is not None:
+        found["target"] = inspection.target.name
+    problems = [
+        problem for side, name in found.items() for problem in _table(side, name, _of_side(config, connections, side))
+    ]
+    if problems:
+        raise NotAllowed(problems)
+
+
+def ceiling_of(config: Config, connections: Mapping[str, str]) -> float | None:
+    """The most rows a second that a job between these connections may be given."""
+    return _lowest(config.connections[name].max_rows_per_s for name in connections.values())
 
 
 def is_expression(text: str) -> bool:
@@ -144,9 +180,13 @@ def _hash(asked: JobSpec) -> str:
 
 
 def _names(side: str, endpoint: Endpoint, config: Config, identity: Identity) -> Iterator[Problem]:
+    return _name(side, str(endpoint.connection), config, identity)
+
+
+def _name(side: str, connection: str, config: Config, identity: Identity) -> Iterator[Problem]:
     usable = [name for name in config.connections if identity.may_use(name)]
-    if endpoint.connection not in usable:
-        guess = nearest(str(endpoint.connection), usable)
+    if connection not in usable:
+        guess = nearest(connection, usable)
         listed = f"yours are {', '.join(usable)}" if usable else f"none is yours: {_OPERATOR}"
         hint = f"did you mean {guess}?" if guess else listed
         yield _problem((side, "connection"), "is not a connection that you may name", hint)
@@ -167,8 +207,13 @@ def _table(side: str, table: TableRef | TableName, connection: ConnectionConfig)
 
 
 def _reads_from(asked: JobSpec, config: Config) -> Iterator[Problem]:
-    source, target = asked.source.connection, asked.target.connection if asked.target is not None else None
-    if target is not None and source is not None and source != target:
+    return _reading(
+        asked, config, str(asked.source.connection), None if asked.target is None else asked.target.connection
+    )
+
+
+def _reading(asked: JobSpec, config: Config, source: str, target: str | None) -> Iterator[Problem]:
+    if target is not None and source != target:
         # The table itself has been looked at.
         found = reads_beyond(asked, config, config.connections[target], source)
         yield from (problem for problem in found if problem.pointer == "/source/connection")
@@ -183,11 +228,14 @@ def _role(asked: JobSpec, connections: list[ConnectionConfig]) -> Iterator[Probl
         yield _problem(("role",), "is the operator's to choose", "leave it out")
 
 
-def _speed(asked: JobSpec, connections: list[ConnectionConfig]) -> Iterator[Problem]:
+def _rows(asked: JobSpec, connections: list[ConnectionConfig]) -> Iterator[Problem]:
     ceiling = _lowest(one.max_rows_per_s for one in connections)
     if ceiling is not None and (asked.pace.max_rows_per_s or 0) > ceiling:
         hint = f"at most {ceiling:,g}; a job that sets no limit gets that"
         yield _problem(("pace", "max_rows_per_s"), "is above what the operator allows", hint)
+
+
+def _workers(asked: JobSpec, connections: list[ConnectionConfig]) -> Iterator[Problem]:
     workers = _lowest(one.workers for one in connections)
     if workers is not None and "workers" in asked.model_fields_set and asked.workers > workers:
         yield _problem(("workers",), "are more than the operator allows", f"at most {workers:g}")
@@ -235,6 +283,11 @@ def _sides(spec: JobSpec) -> list[tuple[str, Endpoint]]:
 
 def _connection(config: Config, endpoint: Endpoint) -> ConnectionConfig:
     return config.connections[str(endpoint.connection)]
+
+
+def _of_side(config: Config, connections: Mapping[str, str], side: str) -> ConnectionConfig:
+    """A target without a connection of its own is in the source's database."""
+    return config.connections[connections.get(side, connections["source"])]
 
 
 def _lowest(limits: Iterable[float | None]) -> float | None:

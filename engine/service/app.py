@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -22,8 +23,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from engine.errors import BackfillError
 from engine.service import problems
-from engine.service.access import Forbidden, Identity, Peer
+from engine.service.access import Forbidden, Identity, Peer, TooManyTries, Unauthenticated
 from engine.service.daemon import Daemon
 from engine.service.problems import GivenUp, MethodNotAllowed, NotFound, Overloaded, TookTooLong
 from engine.service.reading import body_of, headers_of, names_of, query_of, segments_of
@@ -44,7 +46,9 @@ REQUEST_ID: Final = "x-request-id"
 DEADLINE_S: Final = 30.0
 SLOW_DEADLINE_S: Final = 120.0
 SLOW_AT_ONCE: Final = 2
-"""Requests that read the tables themselves; the next one is told to come again."""
+"""Requests that read the tables themselves, of those that try something out and of those that change something; the
+next one is told to come again.
+"""
 
 SLOW_RETRY_AFTER_S: Final = 10
 
@@ -61,7 +65,7 @@ class App:
     def __init__(self, daemon: Daemon, routes: Sequence[Route]) -> None:
         self._daemon = daemon
         self._table = Table(routes)
-        self._slow = 0
+        self._slow: Counter[bool] = Counter()  # by whether they leave everything as it was
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -109,7 +113,11 @@ class App:
         if route.scope is not None:
             daemon.hosts.check_site(request.headers)
             peer = scope.get(PEER) or Peer()
-            identity = daemon.doorkeeper.identify(peer, request.headers.get("authorization"))
+            try:
+                identity = daemon.doorkeeper.identify(peer, request.headers.get("authorization"))
+            except (Unauthenticated, TooManyTries) as error:
+                daemon.turned_away(peer, route, error, number)
+                raise
         call = Call(route=route, daemon=daemon, identity=identity, path={}, query={}, headers={}, id=number)
         if not route.changes:
             return await self._fill_and_run(call, request, segments)
@@ -119,6 +127,8 @@ class App:
     async def _fill_and_run(self, call: Call, request: HttpRequest, segments: Sequence[str]) -> Reply:
         route, limits = call.route, self._daemon.config.limits
         if route.scope is not None and route.scope not in call.identity.scopes:
+            with contextlib.suppress(BackfillError):
+                call.path = names_of(route, segments)  # for the audit
             raise Forbidden(
                 f"{call.identity.signature} lacks the scope {route.scope}", hint="the operator grants scopes"
             )
@@ -133,17 +143,18 @@ class App:
         return _unless_known(call, reply)
 
     async def _in_turn(self, call: Call) -> Reply:
-        if self._slow >= SLOW_AT_ONCE:
+        kind = call.route.leaves_nothing
+        if self._slow[kind] >= SLOW_AT_ONCE:
             raise Overloaded(
-                f"{SLOW_AT_ONCE} requests that read the tables are being answered",
+                f"{SLOW_AT_ONCE} requests of that kind, which read the tables, are being answered",
                 hint="try again in a while",
                 retry_after_s=SLOW_RETRY_AFTER_S,
             )
-        self._slow += 1
+        self._slow[kind] += 1
         try:
             return await _in_time(call, SLOW_DEADLINE_S)
         finally:
-            self._slow -= 1
+            self._slow[kind] -= 1
 
     @contextlib.contextmanager
     def _audited(self, call: Call) -> Iterator[None]:

@@ -27,13 +27,17 @@ from engine.events import Draining, Event, JobFinished
 from engine.fleet.observing import observe
 from engine.fleet.pool import JobLeftAside, Pool, left_aside
 from engine.model import Side
+from engine.service import audit
+from engine.service.access import Peer
+from engine.service.audit import Seldom, clean
 from engine.service.auth import Doorkeeper
 from engine.service.config import Config
+from engine.service.crowd import place_of
 from engine.service.hosts import Hosts
 from engine.service.lender import Lender
 from engine.service.notify import ServiceManager
 from engine.service.recent import Recent
-from engine.service.routing import Call
+from engine.service.routing import Call, Route
 from engine.service.station import Station
 from engine.spec import Dsn
 from engine.telemetry import numbers
@@ -56,7 +60,6 @@ LEAVE_S: Final = 3.0
 """The same of what reads for metrics, and of streams, once they were told."""
 
 _FRAMES: Final = 6
-_LONGEST: Final = 80
 
 Tell = Callable[[Entry], None]
 
@@ -83,6 +86,7 @@ class Daemon:
         self.draining = asyncio.Event()
         self._tell = tell
         self._manager = manager or ServiceManager()
+        self._strangers = Seldom()
         self._narrators: dict[str, Narrator] = {}
         self.pools: Mapping[str, Pool] = {
             name: self._pool(name, Lender(config, dsns, name)) for name, one in config.connections.items() if one.work
@@ -142,30 +146,18 @@ class Daemon:
 
     def audit(self, call: Call, error: BackfillError | None) -> None:
         """A change was asked for, and done or not."""
-        outcome = "ok" if error is None else error.code
-        noted = getattr(call, "noted", {})
-        job = noted.get("job") or call.path.get("job") or _name_in(call.body)
-        connection = noted.get("connection") or call.query.get("connection") or self._only_connection()
-        about = "".join((f" {_clean(job)}" if job else "", f" on {_clean(connection)}" if connection else ""))
-        self._tell(
-            Entry(
-                event="audit",
-                message=f"{call.identity.signature}: {call.route.name}{about}: {outcome}",
-                fields={
-                    "who": call.identity.signature,
-                    "what": call.route.name,
-                    "job": _clean(job) if job else None,
-                    "connection": _clean(connection) if connection else None,
-                    "outcome": outcome,
-                    "request_id": call.id,
-                },
-            )
-        )
+        self._tell(audit.of_change(call, error, self._only_connection()))
+
+    def turned_away(self, peer: Peer, route: Route, error: BackfillError, number: str) -> None:
+        """Somebody is not known.  Whoever goes on trying writes a line a second at most."""
+        place = place_of(peer)
+        if self._strangers.may(place, self.clock.now()):
+            self._tell(audit.of_stranger(place, route.name, error, number))
 
     def failed(self, number: str, request: str, error: BaseException) -> None:
         """A request met an error that nobody foresaw: a bug, for the log, without the error's own words."""
-        fields = {"request_id": number, "request": _clean(request), **_place_of(error)}
-        text = f"{_clean(request)}: unexpected {type(error).__name__}; please report this bug"
+        fields = {"request_id": number, "request": clean(request), **_place_of(error)}
+        text = f"{clean(request)}: unexpected {type(error).__name__}; please report this bug"
         self._tell(Entry(event="request.failed", message=text, weight=Weight.ERROR, fields=fields))
 
     # -- orders -------------------------------------------------------------------------------------------------------
@@ -182,10 +174,14 @@ class Daemon:
         self._abort.set()
 
     def reload(self) -> None:
-        """Read certificates again.  Tokens are read whenever their file has changed."""
-        if self._front is not None:
-            self._front.reload()
-        self._say("daemon.reloaded", "certificates were read again")
+        """Read certificates again, and say what came of it.  Tokens are read whenever their file has changed."""
+        tokens = "tokens are read whenever their file changes"
+        if self.config.tls is None:
+            self._say("daemon.reloaded", f"there are no certificates to read again; {tokens}")
+        elif self._front is not None and self._front.reload():
+            self._say("daemon.reloaded", f"certificates were read again; {tokens}")
+        else:
+            self._warn("daemon.not_reloaded", f"those before stay in force: certificates cannot be used; {tokens}")
 
     # -- the life of a daemon -----------------------------------------------------------------------------------------
 
@@ -376,16 +372,6 @@ def _place_of(error: BaseException) -> dict[str, Any]:
     frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
     places = [f"{os.path.relpath(frame.filename)}:{frame.lineno}" for frame in frames]
     return {"exception": f"{type(error).__module__}.{type(error).__qualname__}", "frames": places}
-
-
-def _name_in(body: Any) -> str | None:
-    name = body.get("name") if isinstance(body, Mapping) else None
-    return name if isinstance(name, str) else None
-
-
-def _clean(text: str) -> str:
-    """What a stranger wrote, as one short line that no terminal takes for an order."""
-    return "".join(c if c.isprintable() else "?" for c in text[:_LONGEST])
 
 
 async def _all(tasks: list[asyncio.Task[Any]]) -> None:

@@ -79,6 +79,7 @@ class Protocol(H11Protocol):
 
     # -- asyncio's side
 
+    # asyncio's types say BaseTransport; a protocol of streams is given this one.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         names = certificate_names(transport.get_extra_info("peercert"))

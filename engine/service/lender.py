@@ -39,7 +39,7 @@ class Lender:
         """
         connections = [self._own]
         if job.mode is Mode.COPY:
-            source = self._source_of(job)
+            source = self._copied_from(job)
             connections.append(self._config.connections[source])
             spec = self._spec(job, self._dsns[source], apart=True)
             self._check_source(spec, source)
@@ -48,6 +48,13 @@ class Lender:
         _check_role(spec, connections)
         _check_signals(spec)
         return spec
+
+    def source_of(self, job: JobRecord) -> str | None:
+        """The name here of the connection that the job reads from; None where that is the ledger's own.
+
+        Raises ``UsageError`` where none here is meant.
+        """
+        return self._copied_from(job) if job.mode is Mode.COPY else None
 
     def _spec(self, job: JobRecord, source: Dsn, *, apart: bool) -> JobSpec:
         # References are kept as the ledger has them: who works a job does not rewrite its settings.
@@ -59,8 +66,7 @@ class Lender:
             signals=self._config.signals,
         )
 
-    def _source_of(self, job: JobRecord) -> str:
-        """The name, in this configuration, of the connection that the job's source is."""
+    def _copied_from(self, job: JobRecord) -> str:
         endpoint = _endpoint(job, "source")
         name = endpoint.get("connection")
         if name is not None:
@@ -102,7 +108,13 @@ def _check_role(spec: JobSpec, connections: list[ConnectionConfig]) -> None:
     role, agreed = role_of(connections)
     if not agreed:
         raise UsageError("its two connections have different roles here", hint="a job moves rows under one role")
-    if role is not None and spec.role != role:
+    if role is None and spec.role is not None:
+        # Whoever can write the ledger's tables would choose what the operator's login may become.
+        raise UsageError(
+            f"its role is {spec.role}, and this daemon was given none there",
+            hint="write role under [connections.NAME] of this daemon",
+        )
+    if spec.role != role:
         raise UsageError(
             f"its role is {spec.role or 'nobody in particular'}, and this daemon works as {role} there",
             hint=f"write role: {role} in its spec, and run it once",

@@ -14,7 +14,7 @@ from engine.db import Connection, Database
 from engine.db.failures import Action, classify
 from engine.errors import BackfillError, CannotConnect
 from engine.ledger.store import Ledger
-from engine.model import Side
+from engine.model import Side, TableName
 from engine.service.access import Identity
 from engine.service.config import ConnectionConfig
 from engine.service.watcher import Watcher
@@ -25,6 +25,12 @@ SESSIONS: Final = 4
 
 PREPARING: Final = 2
 """Submissions whose tables are looked at, at most: the others wait for their turn."""
+
+REMOVING: Final = 2
+"""Removals that wait for a table, at most: they hold a session meanwhile."""
+
+TURN_S: Final = 10.0
+"""How long a request waits for its turn: whoever is before it may look at a database that hangs."""
 
 AWAY: Final = "it cannot be reached: the daemon's log says why"
 
@@ -38,6 +44,24 @@ _AWAY: Final = (Action.RECONNECT, Action.WAIT, Action.PAUSE)
 class _Session:
     connection: Connection
     acts_as: str = ""
+
+
+class Room:
+    """Places for so many at a time: ``async with room``.  Raises ``CannotConnect`` when none was free in time."""
+
+    def __init__(self, name: str, places: int) -> None:
+        self._name = name
+        self._places = asyncio.Semaphore(places)
+
+    async def __aenter__(self) -> None:
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._places.acquire()
+        except TimeoutError:
+            raise CannotConnect(f"others wait for {self._name} already", hint="try again in a while") from None
+
+    async def __aexit__(self, *_: object) -> None:
+        self._places.release()
 
 
 class Station:
@@ -58,7 +82,8 @@ class Station:
         self._idle: list[_Session] = []
         self._room = asyncio.Semaphore(SESSIONS)
         self._host = socket.gethostname()
-        self.preparing = asyncio.Semaphore(PREPARING)
+        self.preparing = Room(name, PREPARING)
+        self.removing = Room(name, REMOVING)
         self.watcher = Watcher(self.database, self.clock)
 
     @property
@@ -67,6 +92,10 @@ class Station:
         if self.trouble is not None:
             return False
         return None if self.seen_at is None else True
+
+    def is_open(self, table: TableName) -> bool:
+        """Whether the operator lets jobs touch that table."""
+        return any(each.matches(table.schema or "", table.name) for each in self.config.tables)
 
     @asynccontextmanager
     async def ledger(self, by: Identity | None = None) -> AsyncIterator[Ledger]:

@@ -13,7 +13,6 @@ from typing import Final
 
 from engine.spec.misfit import Misfit
 
-LEDGER_SCHEMA: Final = "backfill"
 _NEVER: Final = re.compile(r"pg_.*|information_schema|backfill", re.DOTALL)
 _PART: Final = r'(?:"(?:[^"]|"")+"|[A-Za-z_*\x80-\U0010ffff][A-Za-z0-9_$*\x80-\U0010ffff]*)'
 _PATTERN: Final = re.compile(rf"({_PART})\.({_PART})")

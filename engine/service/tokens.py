@@ -145,7 +145,7 @@ class TokensFile:
 
     def _read(self) -> Mapping[str, Entry]:
         try:
-            # Of a named pipe, opening it would wait for a writer.
+            # Opening a named pipe would wait for a writer; only `open` takes a descriptor.
             with open(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
                 status = os.fstat(file.fileno())
                 text = file.read(MAX_BYTES + 1) if stat.S_ISREG(status.st_mode) else None

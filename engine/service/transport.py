@@ -124,20 +124,21 @@ class Front:
         while self._listeners:
             self._listeners.pop().close()
 
-    def reload(self) -> None:
-        """Read the TLS files again, for connections that are to come."""
+    def reload(self) -> bool:
+        """Read the TLS files again, for connections that are to come.  False where there are none, or broken ones."""
         if self._config.tls is None:
-            return
+            return False
         try:
             self._tls = tls_context(self._config.tls)
         except UsageError as error:
             if self.trouble != error.message:
                 self.trouble = error.message
                 self._tell(f"{error.message}; the certificate before stays in force")
-        else:
-            if self.trouble is not None:
-                self.trouble = None
-                self._tell("the TLS files are in force again")
+            return False
+        if self.trouble is not None:
+            self.trouble = None
+            self._tell("the TLS files are in force again")
+        return True
 
     def left(self) -> None:
         """A connection is gone."""

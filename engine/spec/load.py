@@ -14,10 +14,9 @@ import os
 from collections.abc import Mapping
 from enum import Enum, auto
 from pathlib import Path as FilePath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from engine.errors import Problem, SpecError, UsageError
 from engine.spec.document import MAX_BYTES, Document, Path, read_document
@@ -29,6 +28,9 @@ from engine.spec.models import JobSpec
 from engine.spec.references import names_of_operators, with_references, without_references, without_variables
 from engine.spec.rules import contradictions
 from engine.spec.signals import NAMED, SignalSpec
+
+if TYPE_CHECKING:  # pydantic itself does not offer the type, and we depend on nothing below it
+    from pydantic_core import ErrorDetails
 
 _LEDGER: Final = "the ledger"
 

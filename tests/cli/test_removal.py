@@ -47,6 +47,28 @@ def test_no_removal_under_workers_that_are_alive(backfill: Cli, shop: FreshDatab
     assert backfill("cleanup", "cents", "--yes").code == 0
 
 
+@pytest.mark.parametrize("what", ["cents", "--all"])
+async def test_nobody_works_a_job_whose_triggers_are_taken_away(
+    backfill: Cli, shop: FreshDatabase, spec, until, what: str
+) -> None:
+    slow = spec(pace={"max_rows_per_s": 2000, "signals": "off"}, chunk={"max_rows": 100})
+    assert backfill.start("dualwrite", slow, "--install").end().code == 0
+    running = backfill.start("run", slow)
+    until(shop, "rows_done > 0")
+    running.signal(signal.SIGINT)
+    assert running.end().code == 130
+    holder = await shop.connect()
+    await holder.execute("BEGIN; SELECT FROM orders LIMIT 1")
+    removing = backfill.start("cleanup", what, "--yes")
+    until(shop, "state = 'cancelled'")
+    triggers = "SELECT count(*) > 0 FROM pg_trigger WHERE tgname LIKE 'zz_backfill%'"
+    assert shop.sql(triggers) == "t"
+    await holder.execute("ROLLBACK")
+    assert removing.end().code == 0
+    assert shop.sql(triggers) == "f"
+    await holder.close()
+
+
 def test_cleanup_of_a_job_leaves_the_others_and_the_history(backfill: Cli, shop: FreshDatabase, spec) -> None:
     backfill("run", spec())
     backfill("run", spec(name="other", set={"cents": "1"}))

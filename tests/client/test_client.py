@@ -7,17 +7,19 @@ import json
 import os
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import httpx
 import pytest
 import trustme
 
 from engine import errors
 from engine.client import AnswerLost, AsyncClient, Client, DaemonError
 from engine.client.address import Address, Credentials, read_token
+from engine.client.following import _Following, _NoStream
 from engine.client.plans import Habits
 from engine.client.talk import Talk
 from engine.model import JobState
@@ -31,11 +33,18 @@ Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def server(answer: Answer, **options: Any) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server of our own making; gives its URL and the heads of the requests that came."""
+async def server(
+    answer: Answer, *, tls: ssl.SSLContext | Literal["unix"] | None = "unix"
+) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server of our own making; gives its URL and the heads of the requests that came.
+
+    On a Unix socket; with ``tls`` on a port, which speaks plainly where that is None.
+    """
     heads: list[bytes] = []
+    serving: set[asyncio.Task[Any] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -51,21 +60,31 @@ async def server(answer: Answer, **options: Any) -> AsyncIterator[tuple[str, lis
             writer.close()
 
     with tempfile.TemporaryDirectory() as folder:
-        if options:
-            listening = await asyncio.start_server(serve, "127.0.0.1", 0, **options)
-            url = f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-        else:
+        if tls == "unix":
             listening = await asyncio.start_unix_server(serve, f"{folder}/s")
             url = f"unix://{folder}/s"
+        else:
+            listening = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+            scheme = "http" if tls is None else "https"
+            url = f"{scheme}://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
         try:
             yield url, heads
         finally:
             listening.close()
+            if serving:  # they end when their clients have: a loop that ends before them would say so
+                await asyncio.wait([task for task in serving if task is not None], timeout=30)
 
 
 def answer_of(body: Any, status: str = "200 OK", kind: str = "application/json", more: str = "") -> bytes:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(raw)}\r\n{more}\r\n".encode() + raw
+
+
+def answering(body: Any) -> Answer:
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer_of(body))
+
+    return answer
 
 
 # -- both faces ---------------------------------------------------------------------------------------------------------
@@ -196,6 +215,31 @@ async def test_following_outlives_the_daemon_and_loses_nothing(shop: FreshDataba
     assert told[-1].state is JobState.DONE
 
 
+async def test_following_begins_at_the_same_place_by_stream_and_by_polling(
+    shop: FreshDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held_back(self: _Following) -> Iterator[Any]:
+        raise _NoStream
+        yield
+
+    async with running_daemon(config_of(shop)) as daemon, AsyncClient(daemon.url) as client:
+        await client.submit(SPEC)
+        await client.wait("cents")
+        revision = (await client.job("cents")).revision
+        tales = []
+        for after in (None, int(revision) - 1, 0):
+            tales.append([kind_of(item) async for item in client.follow("cents", after=after)])
+        monkeypatch.setattr(_Following, "by_stream", held_back)
+        for after, tale in zip((None, int(revision) - 1, 0), tales, strict=True):
+            assert [kind_of(item) async for item in client.follow("cents", after=after)] == tale
+        assert [len(tale) for tale in tales[:2]] == [1, 2]
+        assert len(tales[2]) > 3
+
+
+def kind_of(item: Any) -> str:
+    return str(item.id) if isinstance(item, shapes.HistoryEntry) else type(item).__name__
+
+
 # -- servers that misbehave ---------------------------------------------------------------------------------------------
 
 
@@ -215,16 +259,42 @@ async def test_a_server_that_hangs_up_in_mid_answer_is_asked_again_only_where_th
         assert len(heads) == 3
 
 
-async def test_a_redirect_is_not_followed_and_the_environment_has_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def redirect(head: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(answer_of(b"", "302 Found", more="location: http://elsewhere.example/\r\n"))
+async def test_a_redirect_is_not_followed() -> None:
+    async with server(answering(JOB), tls=None) as (elsewhere, asked_there):
 
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    async with server(redirect) as (url, heads), AsyncClient(url) as client:
-        with pytest.raises(DaemonError):
-            await client.job("cents")
-        assert len(heads) == 1
+        async def redirect(head: bytes, writer: asyncio.StreamWriter) -> None:
+            writer.write(answer_of(b"", "302 Found", more=f"location: {elsewhere}/\r\n"))
+
+        async with server(redirect, tls=None) as (url, heads), AsyncClient(url, token="t0ken") as client:
+            with pytest.raises(DaemonError):
+                await client.job("cents")
+            assert (len(heads), asked_there) == (1, [])
+
+
+@pytest.mark.parametrize("face", [Client, AsyncClient])
+async def test_neither_a_proxy_nor_a_password_of_the_environment_is_used(
+    face: type[Client | AsyncClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with server(answering(JOB), tls=None) as (proxy, heard), server(answering(JOB), tls=None) as (url, heads):
+        netrc = tmp_path / "netrc"
+        netrc.write_text("default login ana password s3cret\n")
+        netrc.chmod(0o600)
+        monkeypatch.setenv("NETRC", str(netrc))
+        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            for variable in (name, name.upper()):
+                monkeypatch.setenv(variable, "" if name == "no_proxy" else proxy)
+        async with httpx.AsyncClient() as anyone:
+            await anyone.get(f"{url}/v1/jobs/cents")
+        assert (len(heard), len(heads)) == (1, 0), "whoever listens to the environment asks the proxy"
+        asked = face(url)
+        if isinstance(asked, Client):
+            with asked:
+                await asyncio.to_thread(asked.job, "cents")
+        else:
+            async with asked:
+                await asked.job("cents")
+        assert (len(heard), len(heads)) == (1, 1)
+        assert b"authorization" not in heads[0].lower()
 
 
 async def test_a_stream_that_trickles_in_bytes_is_read_and_let_go_of(shop: FreshDatabase) -> None:
@@ -254,16 +324,13 @@ async def test_a_daemon_is_known_by_its_certificate_and_knows_us_by_ours() -> No
     authority.configure_trust(context)
     context.verify_mode = ssl.CERT_REQUIRED
 
-    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(answer_of(JOB))
-
     mine = authority.issue_cert(common_name="argo")
     with (
         authority.cert_pem.tempfile() as ca,
         stranger.cert_pem.tempfile() as other,
         mine.private_key_and_cert_chain_pem.tempfile() as pair,
     ):
-        async with server(answer, ssl=context) as (url, heads):
+        async with server(answering(JOB), tls=context) as (url, heads):
             async with AsyncClient(url, ca=ca, certificate=pair, token="t0ken") as client:
                 assert (await client.job("cents")).job == "cents"
             assert b"authorization: Bearer t0ken" in heads[0]

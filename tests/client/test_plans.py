@@ -277,6 +277,8 @@ def test_a_daemon_that_does_not_hold_its_answers_back_is_not_asked_without_end()
 # -- following ----------------------------------------------------------------------------------------------------------
 
 OPEN = Received(200, {"content-type": "text/event-stream"}, b"")
+RETRY = b"retry: 2000\n\n"
+"""How a daemon opens each stream."""
 
 
 def event(kind: str, data: dict[str, Any], number: int | None = None) -> bytes:
@@ -289,7 +291,13 @@ def entry(number: int) -> bytes:
     return event("history", line, number)
 
 
+def page(*numbers: int) -> Received:
+    entries = [json.loads(entry(number).decode().split("data: ")[1]) for number in numbers]
+    return Received(200, {}, json.dumps({"entries": entries, "next": None}).encode())
+
+
 END = event("end", {})
+DONE = JOB | {"revision": "8", "state": "done"}
 
 
 def told(played: Played) -> list[Any]:
@@ -356,14 +364,41 @@ def test_a_job_that_nobody_knows_or_a_token_that_is_not_known_is_told_at_once() 
         [problem(405, "method_not_allowed")],
         [Received(200, {"content-type": "text/html"}, b"")],
         [OPEN, None, OPEN, None, OPEN, None],
+        [OPEN, RETRY, None, OPEN, RETRY[:7], RETRY[7:], Broken("cut off"), OPEN, RETRY, None],
     ],
 )
 def test_where_no_stream_comes_through_it_polls(refusal: list[Any]) -> None:
-    def page(*numbers: int) -> Received:
-        entries = [json.loads(entry(number).decode().split("data: ")[1]) for number in numbers]
-        return Received(200, {}, json.dumps({"entries": entries, "next": None}).encode())
-
     unchanged = (20.0, Received(304, {}, b""))
     played = Played([*refusal, job(), page(1, 2), unchanged, page(), job(revision="8", state="done"), page(3)])
-    played.run(lambda talk: talk.follow("cents"))
+    played.run(lambda talk: talk.follow("cents", after=0))
     assert told(played) == [1, 2, "running", 3, "done"]
+
+
+@pytest.mark.parametrize("sign", [b": still there\n\n", event("sparkle", {})])
+def test_a_stream_with_signs_of_life_is_a_stream_however_often_it_ends(sign: bytes) -> None:
+    cut_off = [OPEN, RETRY, sign, None]
+    played = Played([*cut_off * 5, OPEN, event("status", JOB | {"state": "done"}), END])
+    played.run(lambda talk: talk.follow("cents"))
+    assert told(played) == ["done"]
+
+
+def test_trouble_does_not_end_with_a_stream_that_is_only_opened() -> None:
+    """Or a proxy that answers by itself would keep a daemon that is away from ever being missed."""
+    played = Played([*[(12.0, NotSent("refused")), OPEN, RETRY, None] * 2, *[(12.0, NotSent("refused"))] * 2])
+    with pytest.raises(errors.CannotConnect):
+        played.run(lambda talk: talk.follow("cents"))
+    assert told(played) == ["!"]
+
+
+def test_who_does_not_say_where_to_begin_hears_nothing_old_by_polling_either() -> None:
+    played = Played([problem(404, "not_found"), job(), page(8), job(revision="8", state="done"), page()])
+    played.run(lambda talk: talk.follow("cents"))
+    assert [request.parameters["after"] for request in played.asked if request.path.endswith("/history")] == ["7", "8"]
+    assert told(played) == [8, "running", "done"]
+
+
+def test_what_happens_between_the_first_look_and_the_next_stream_is_not_lost() -> None:
+    played = Played([OPEN, RETRY, event("status", JOB), None, OPEN, entry(8), event("status", DONE), END])
+    played.run(lambda talk: talk.follow("cents"))
+    assert [request.headers.get("last-event-id") for request in played.asked] == [None, "7"]
+    assert told(played) == ["running", 8, "done"]

@@ -115,7 +115,8 @@ def test_there_is_time_to_drain(file: Path, pod: Manifest) -> None:
     before_s = sum(
         float(one["lifecycle"]["preStop"]["exec"]["command"][-1]) for one in containers(pod) if "lifecycle" in one
     )
-    assert pod["spec"].get("terminationGracePeriodSeconds", 30) > before_s + drain_s
+    cut_off_s = 20.0 if config is not None else 0.0  # what a daemon may need beyond `drain`
+    assert pod["spec"].get("terminationGracePeriodSeconds", 30) >= max(before_s + drain_s + cut_off_s, 1.0)
 
 
 @pytest.mark.parametrize(("file", "pod"), PODS)

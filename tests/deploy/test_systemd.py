@@ -75,8 +75,8 @@ def test_the_unit_exposes_little_of_the_machine(root: Path) -> None:
     assert float(exposure[1]) <= MOST_EXPOSED, found.stdout
 
 
-def test_the_time_to_stop_is_longer_than_the_drain() -> None:
-    assert float(settings("Service")["TimeoutStopSec"]) >= 1.5 * Config.model_fields["drain"].default
+def test_the_time_to_stop_is_longer_than_the_drain_and_what_it_may_take_to_cut_off_the_rest() -> None:
+    assert float(settings("Service")["TimeoutStopSec"]) >= Config.model_fields["drain"].default + 20
 
 
 def test_a_drained_daemon_counts_as_well_ended_and_a_wrong_configuration_is_not_tried_again() -> None:

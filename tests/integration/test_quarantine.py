@@ -307,6 +307,38 @@ async def test_a_statement_that_fails_without_any_row_stops_the_job(databases: T
     assert stage.quarantine == {}
 
 
+@MODES
+@pytest.mark.parametrize(
+    "refused",
+    [
+        pytest.param("PERFORM 1 FROM private", id="server"),
+        pytest.param("RAISE insufficient_privilege USING MESSAGE = 'not yours'", id="raised"),
+    ],
+)
+async def test_a_right_that_an_expression_lacks_stops_the_job_and_no_row_is_blamed_for_it(
+    databases: TwoDatabases, mode: Mode, refused: str
+) -> None:
+    """The role meets it at one row; whoever grants it mends them all."""
+    stage = Stage(mode, databases, 500)
+    body = "BEGIN IF v = '300' THEN {}; END IF; RETURN v::int; END"
+    create = "CREATE OR REPLACE FUNCTION number_of(v text) RETURNS int IMMUTABLE LANGUAGE plpgsql SET search_path = public AS $f$ {} $f$"
+    stage.source.sql(f"CREATE TABLE private (); {create.format(body.format(refused))}")
+    filled = {"filled": "public.number_of(v)"}
+    changed = {"set": filled} if mode is Mode.UPDATE else {"columns": {"id": "id"} | filled}
+    spec = stage.spec(1000).model_copy(update=changed)
+    ran = await run(spec)
+    error = ran.result.error
+    assert error is not None
+    assert (error.code, error.sqlstate, error.exit_code) == ("stopped", "42501", 7)
+    assert stage.quarantine == {}
+    assert ran.of(RowQuarantined) == []
+    assert stage.target.sql("SELECT error_code, resumable FROM backfill.job") == "stopped|t"
+    stage.source.sql(create.format(body.format("NULL")))
+    stage.target.sql("SELECT backfill.resume('job')")
+    await run_to_done(spec)
+    assert stage.missing == []
+
+
 async def test_a_table_that_is_not_there_is_nobodys_row(databases: TwoDatabases) -> None:
     stage = Stage(Mode.UPDATE, databases, 500)
     stage.source.sql(

@@ -19,7 +19,7 @@ from engine.clock import SystemClock
 from engine.embedded import EmbeddedServer
 from tests.support.daemon import running_daemon, until_job
 from tests.support.databases import FreshDatabase
-from tests.support.page import Visit, cents, for_browsers, free_port, submit, visit
+from tests.support.page import Visit, cents, for_browsers, submit, visit
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "pictures"
 ROWS: Final = 2_000_000
@@ -83,7 +83,7 @@ async def shoot(seen: Visit, name: str, *, whole: bool = True) -> None:
 async def take(database: FreshDatabase) -> None:
     """All of them."""
     queue = {"sql": {"query": "SELECT count(*) FROM mails", "max": 600}}
-    settings = for_browsers(database, free_port(), signals={"mail_queue": queue})
+    settings = for_browsers(database, signals={"mail_queue": queue})
     settings["connections"]["main"] |= {"jobs": 4, "tables": ["public.*"]}
     async with (
         running_daemon(settings) as daemon,

@@ -34,7 +34,7 @@ ROWS = 300
 AT_ONCE = 8
 """Jobs submitted and not yet ended: twice as many as the daemon has room for."""
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 MEMORY_SHARE = 0.10
 SETTLED_BYTES = 8 * 2**20
 """What the allocator may take and give back between two looks, whatever the share."""
@@ -89,6 +89,7 @@ class Soak:
         self._folder = folder
         self._settings = config_of(database)
         self._rng = random.Random(plan.seed)
+        self._timely_rng = random.Random(plan.seed)  # for what depends on time: which orders there are does not
         self._stack = AsyncExitStack()
         self._daemon: DaemonProcess | None = None
         self._up = asyncio.Event()
@@ -196,7 +197,7 @@ class Soak:
 
     async def _order(self) -> None:
         """Some order to some job that has not ended, and perhaps has by now."""
-        name = self._rng.choice(sorted(self._open))
+        name = self._timely_rng.choice(sorted(self._open))
         what = self._rng.choices(["pause", "pace", "cancel", "restart"], [5, 3, 2, 2])[0]
         self._orders[what] += 1
         path = f"/v1/jobs/{name}"
@@ -221,7 +222,7 @@ class Soak:
                 state = answer.json()["state"]
                 if state in ("done", "cancelled", "failed"):
                     self._open.discard(name)
-                elif state == "paused" and (most == 1 or self._rng.random() < 0.3):
+                elif state == "paused" and (most == 1 or self._timely_rng.random() < 0.3):
                     await self._ask("POST", f"/v1/jobs/{name}/resume", {})
             if len(self._open) < most:
                 return
@@ -232,12 +233,12 @@ class Soak:
 
     async def _settle_down(self) -> None:
         """Until the daemon holds only what it always does."""
-        usual = ("backfill/pool", "backfill/report", "backfill/daemon", "backfill/watcher")
+        usual = ("backfill/pool", "backfill/report", "backfill/daemon", "backfill/watch")
         sessions = (
             "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()"
             " AND pid <> pg_backend_pid() AND application_name <> ''"
         )
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while left := [one for one in (await self._sql(sessions)).splitlines() if one not in usual]:
             if time.monotonic() > deadline:
                 break

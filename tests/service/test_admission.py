@@ -301,7 +301,7 @@ def test_leave_for_expressions_is_no_leave_for_signals():
 
 async def test_the_tables_that_the_catalogue_gives_are_looked_at_again(database: FreshDatabase):
     database.sql("CREATE TABLE orders (id int PRIMARY KEY, amount int, cents int); CREATE TABLE copied (LIKE orders)")
-    main = {"dsn": database.dsn, "tables": ["public.orders", "public.copied"]}
+    main = {"dsn": database.dsn, "superuser": True, "tables": ["public.orders", "public.copied"]}
     config = read_config({"connections": {"main": main}}, {})
     data = {"source": {"connection": "main", "table": "public.orders"}, "target": {"table": "public.copied"}}
     found = admit(data, config, config.dsns({}), ANYBODY)

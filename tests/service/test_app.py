@@ -15,6 +15,7 @@ from engine.service.access import Peer, Scope
 from engine.service.app import SLOW_AT_ONCE
 from engine.service.problems import MAX_DETAILS, BadRequest
 from engine.service.reading import MAX_DEPTH, MAX_VALUES, json_of, pointer
+from engine.service.routes.table import ROUTES
 from engine.service.routing import Parameter, Reply, Table
 from engine.service.transport import PEER
 from engine.wire import shapes
@@ -395,6 +396,29 @@ async def test_of_requests_that_read_the_tables_only_so_many_are_answered_at_onc
     assert (await asked.client.get("/it")).status_code == 200
 
 
+async def test_what_tries_something_out_keeps_no_change_waiting():
+    let_go, began = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def handler(call):
+        began.release()
+        await let_go.wait()
+        return Reply(shapes.Health(status="ok"))
+
+    tries = a_route(method="POST", handler=handler, is_slow=True, leaves_nothing=True)
+    asked = asking(tries, a_route("/change", method="POST", is_slow=True))
+    waiting = [asyncio.create_task(asked.client.post("/it")) for _ in range(SLOW_AT_ONCE)]
+    for _ in waiting:
+        await began.acquire()
+    assert (await asked.client.post("/it")).status_code == 503
+    assert (await asked.client.post("/change")).status_code == 200
+    let_go.set()
+    assert [(await one).status_code for one in waiting] == [200] * SLOW_AT_ONCE
+
+
+def test_a_removal_is_not_counted_among_what_reads_the_tables():
+    assert [route.name for route in ROUTES if route.is_slow and route.method == "DELETE"] == []
+
+
 async def leave(asked, method, while_running, *, reads=True):
     """Ask by ASGI itself, and leave while the handler runs; ``reads``: take what is sent until then."""
     gone, sent = asyncio.Event(), []
@@ -539,6 +563,15 @@ async def test_an_attempt_without_the_right_is_audited_too():
     answer = await asked.client.post("/it")
     assert answer.status_code == 403 and not asked.calls
     assert [error.code for _, error in asked.audited] == ["forbidden"]
+
+
+async def test_an_attempt_without_the_right_is_audited_with_the_job_that_it_was_for():
+    config = config_with(auth={"loopback": ["read"]})
+    route = a_route("/v1/jobs/{job}", method="POST", scope=Scope.CONTROL)
+    asked = asking(route, as_peer=Peer(address="127.0.0.1"), config=config)
+    for name in ("orders", "No%20Job"):  # the second names nothing, which only somebody who may learns
+        assert (await asked.client.post(f"/v1/jobs/{name}")).status_code == 403
+    assert [call.path.get("job") for call, _ in asked.audited] == ["orders", None]
 
 
 async def test_a_change_that_the_daemons_end_cut_off_is_audited_as_such():

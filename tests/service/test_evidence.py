@@ -256,7 +256,7 @@ async def test_triggers_are_changed_only_where_the_operator_allows_it(database: 
         assert "CREATE" in found["script"]
         answer = await daemon.client.post("/v1/jobs/job/dualwrite", json={"action": "install"})
         assert (await of(answer, 403))["code"] == "not_allowed"
-    async with running_daemon(idle(database, allow={"dual_write": True})) as daemon:
+    async with running_daemon(idle(database, allow={"dual_write": True, "expressions": True})) as daemon:
         answer = await daemon.client.post("/v1/jobs/job/dualwrite", json={"action": "install"})
         assert (await of(answer, 400))["code"] == "usage"  # the job was begun without them
         removed = await daemon.client.post("/v1/jobs/job/dualwrite", json={"action": "remove", "force": True})

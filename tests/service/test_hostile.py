@@ -211,6 +211,7 @@ async def test_a_spec_that_asks_for_what_nobody_may_have_begins_nothing(daemon, 
     assert [job["job"] for job in (await daemon.client.get("/v1/jobs")).json()["jobs"]] == ["orders"]
 
 
+@pytest.mark.alone
 async def test_memory_stays_flat_whatever_is_asked(daemon):
     process, seen = psutil.Process(daemon.pid), []
     chunk = b"10000\r\n" + b'[{"a": "' * 0x2000 + b"\r\n"

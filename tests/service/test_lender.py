@@ -176,7 +176,18 @@ def test_in_its_own_database_a_job_made_by_hand_keeps_its_expressions():
 def test_a_job_of_another_role_is_left_aside_with_the_reason(role):
     job = replace(IN_PLACE, spec=IN_PLACE.spec | ({"role": role} if role else {}))
     assert "role: mover" in aside(job, config_with({"role": "mover"}))
-    assert lent(job).role == role
+
+
+def test_where_the_operator_names_no_role_a_row_of_the_ledger_does_not_choose_one():
+    job = replace(IN_PLACE, spec=IN_PLACE.spec | {"role": "pg_monitor"})
+    assert "write role under [connections.NAME]" in aside(job)
+    assert lent(IN_PLACE).role is None
+
+
+def test_the_name_of_the_connection_that_a_job_reads_from_is_known_where_it_is_another():
+    config = config_with(there=STANDS_FOR)
+    lender = Lender(config, config.dsns({}), "main")
+    assert [lender.source_of(job) for job in (IN_PLACE, COPY, SUBMITTED)] == [None, "old", "old"]
 
 
 def test_a_job_of_the_operators_role_is_worked_under_it():
@@ -214,9 +225,11 @@ async def test_a_submitted_copy_is_worked_by_a_pool_that_was_lent_both_databases
     )
     databases.target.sql("CREATE TABLE orders (id int PRIMARY KEY, a int)")
     connections = {
-        "main": {"dsn": databases.target.dsn, "work": True, "tables": ["public.orders"], "workers": 1},
-        "old": {"dsn": databases.source.dsn, "tables": ["public.orders"]},
-    }
+        "main": {
+            "dsn": databases.target.dsn, "work": True, "tables": ["public.orders"], "workers": 1, "superuser": True,
+        },
+        "old": {"dsn": databases.source.dsn, "tables": ["public.orders"], "superuser": True},
+    }  # fmt: skip
     config = read_config({"connections": connections}, {})
     dsns = config.dsns({})
     data = SUBMITTED.spec | {"name": "copy", "pace": {"signals": "off"}, "deletes": "none"}

@@ -254,6 +254,8 @@ async def test_sighup_ends_nothing(database: FreshDatabase) -> None:
         daemon.signal(signal.SIGHUP)
         while "daemon.reloaded" not in [line["event"] for line in daemon.lines()]:
             await asyncio.sleep(0.02)
+        [said] = [line["message"] for line in daemon.lines() if line["event"] == "daemon.reloaded"]
+        assert said.startswith("there are no certificates")
         assert (await daemon.client.get("/livez")).status_code == 200
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from engine.db import Database
 from engine.ledger import Ledger
 from engine.model import Side
 from engine.service.routes import watching
-from engine.service.watcher import MOST_WAITING
+from engine.service.watcher import MOST_WAITING, News
 from tests.service.test_orders import begin, idle, of
 from tests.support.daemon import RunningDaemon, config_of, running_daemon
 from tests.support.databases import FreshDatabase
@@ -221,6 +222,49 @@ async def test_a_job_that_is_removed_ends_its_stream(database: FreshDatabase) ->
         told = await events.rest()
         assert [event.data["what"] for event in told if event.name == "history"] == ["cleanup"]
         assert told[-1].name == "end"
+
+
+class Busy:
+    """A station whose job always has news, and a daemon that watches it."""
+
+    def __init__(self) -> None:
+        self.draining = asyncio.Event()
+        self.watcher = self.doorkeeper = self
+
+    @asynccontextmanager
+    async def watch(self, *_: Any) -> AsyncIterator[Busy]:
+        yield self
+
+    def still_knows(self, _: Any) -> bool:
+        return True
+
+    async def next(self) -> News:
+        return News(trouble="there is always something")
+
+    def stream(self) -> AsyncGenerator[bytes, None]:
+        call: Any = SimpleNamespace(daemon=self, identity=None, path={"job": "job"})
+        return cast("AsyncGenerator[bytes, None]", watching._stream(call, cast("Any", self), None))
+
+
+async def test_the_stream_of_a_busy_job_ends_when_the_daemon_does() -> None:
+    busy = Busy()
+    stream = busy.stream()
+    assert [(await anext(stream)).split(b":")[0] for _ in range(3)] == [b"retry", b"event", b"event"]
+    busy.draining.set()
+    async with asyncio.timeout(WITHIN_S):
+        rest = []
+        async for piece in stream:
+            rest.append(piece)
+            assert len(rest) < 100
+    assert rest[-1].startswith(b": this daemon is about to end")
+
+
+async def test_whoever_leaves_a_stream_at_once_leaves_nothing_behind() -> None:
+    before, stream = asyncio.all_tasks(), Busy().stream()
+    assert (await anext(stream)).startswith(b"retry")
+    await stream.aclose()
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
 
 
 async def test_a_silent_stream_shows_that_it_lives(database: FreshDatabase, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import json
 import os
 import shutil
@@ -40,8 +39,8 @@ from engine.spec import JobSpec
 from tests.support.databases import FreshDatabase
 from tests.support.jobs import prepare
 
-READY_S = 30.0
-END_S = 30.0
+READY_S = 60.0
+END_S = 60.0
 ROOT = Path(__file__).parents[2]
 
 Settings = Mapping[str, Any] | str
@@ -113,9 +112,7 @@ def config_file(settings: Settings, folder: str | os.PathLike[str] | None = None
 
 def read_config(file: Path, environment: Mapping[str, str] | None = None) -> Config:
     """The configuration as the command reads it."""
-    if "environment" in inspect.signature(load_config).parameters:
-        return load_config(file, os.environ if environment is None else environment)  # type: ignore[call-arg,unused-ignore]
-    return load_config(file)
+    return load_config(file, os.environ if environment is None else environment)
 
 
 def client_for(url: str, *, token: str | None = None, verify: ssl.SSLContext | bool = True, **options: Any) -> Any:
@@ -251,7 +248,10 @@ async def running_daemon(
 
 @dataclass(slots=True)
 class DaemonProcess:
-    """``backfill serve`` in a process of its own.  What it writes to stderr is in ``log``, one JSON object a line."""
+    """``backfill serve`` in a process of its own.  What it writes to stderr is in ``log``, one JSON object a line.
+
+    ``url``: where it says that it listens; before it is ready, where it is told to.
+    """
 
     process: asyncio.subprocess.Process
     file: Path
@@ -340,6 +340,10 @@ async def daemon_process(
             try:
                 if ready:
                     await _until_ready(daemon)
+                    if not url.startswith("unix://"):  # port 0 is any: now it says which
+                        daemon.url = client.base_url = next(
+                            line["urls"][0] for line in daemon.lines() if line["event"] == "daemon.ready"
+                        )
                     await listens(client)
                 yield daemon
             finally:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import random
 import shutil
-import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,19 +25,12 @@ ALL = ["read", "control", "submit"]
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on; a daemon that is started again wants the same one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def for_browsers(database: FreshDatabase, port: int, **settings: Any) -> dict[str, Any]:
-    """A configuration that lets every process of this machine in, with all scopes."""
+def for_browsers(database: FreshDatabase, port: int = 0, **settings: Any) -> dict[str, Any]:
+    """A configuration that lets every process of this machine in, with all scopes.  ``port``: 0 is any that is free."""
     return config_of(database, listen=f"tcp://127.0.0.1:{port}", auth={"loopback": ALL}, **settings)
 
 
-def open_shop(database: FreshDatabase, rows: int = 20_000, table: str = "orders") -> None:
+def open_shop(database: FreshDatabase, rows: int = 40_000, table: str = "orders") -> None:
     """A table whose job takes as long as its limit says."""
     database.sql(
         f"CREATE TABLE {table} (id bigint PRIMARY KEY, amount numeric(12,2) NOT NULL, amount_cents bigint, note text);"
@@ -65,7 +57,7 @@ async def submit(client: httpx.AsyncClient, spec: dict[str, Any]) -> None:
 
 
 @asynccontextmanager
-async def customers(database: FreshDatabase, rows: int = 20_000, table: str = "orders") -> AsyncIterator[None]:
+async def customers(database: FreshDatabase, rows: int = 40_000, table: str = "orders") -> AsyncIterator[None]:
     """Others who read and write the table all the while."""
     connection = await asyncpg.connect(database.dsn)
 
@@ -103,14 +95,14 @@ class Visit:
         """All that is written on the page."""
         return str(await self.page.locator("body").inner_text())
 
-    async def until(self, script: str, within_s: float = 20.0) -> None:
+    async def until(self, script: str, within_s: float = 60.0) -> None:
         """Wait until an expression is true in the page, which forbids the driver to wait there by itself."""
         deadline = time.monotonic() + within_s
         while not await self.page.evaluate(script):
             assert time.monotonic() < deadline, f"{script}\n{await self.text()}"
             await asyncio.sleep(0.05)
 
-    async def badge(self, text: str, within_s: float = 20.0) -> None:
+    async def badge(self, text: str, within_s: float = 60.0) -> None:
         """Wait until the job in view is in that state."""
         await self.until(f"document.querySelector('main .top .badge')?.textContent === {text!r}", within_s)
 
@@ -133,7 +125,7 @@ async def visit(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", **options
         )
         tab = await context.new_page()
-        tab.set_default_timeout(20_000)
+        tab.set_default_timeout(60_000)
         seen = Visit(tab, origin)
         tab.on("request", lambda request: seen.requests.append(request.url))
         tab.on("console", lambda message: seen.complaints.append(message.text))

@@ -57,7 +57,7 @@ def test_each_sqlstate_of_the_server_has_its_fault(sqlstate: str, fault: Fault) 
 
 
 @pytest.mark.parametrize("routine", ["exec_stmt_raise", "PLy_output", "plperl_util_elog", "pltcl_elog"])
-@pytest.mark.parametrize("sqlstate", ["P0001", "ZZ999", "42501", "55000", "0A000", "57014", "23505", "22P04"])
+@pytest.mark.parametrize("sqlstate", ["P0001", "ZZ999", "42883", "55000", "0A000", "57014", "23505", "22P04"])
 def test_what_a_users_function_raises_is_a_rows_fault_whatever_it_calls_it(routine: str, sqlstate: str) -> None:
     assert classify(said(sqlstate, routine)).is_of_row
 
@@ -65,6 +65,13 @@ def test_what_a_users_function_raises_is_a_rows_fault_whatever_it_calls_it(routi
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01", "55P03", "57P01", "53100", "08006", "BF001", "BF002"])
 def test_unless_it_asks_to_be_tried_again_or_speaks_for_us(sqlstate: str) -> None:
     assert not classify(said(sqlstate, "exec_stmt_raise")).is_of_row
+
+
+@pytest.mark.parametrize("routine", ["aclcheck_error", "ExecWithCheckOptions", "exec_stmt_raise", "PLy_output"])
+def test_a_missing_right_is_no_rows_fault_whoever_says_so(routine: str) -> None:
+    failure = classify(said("42501", routine))
+    assert (failure.action, failure.fault, failure.is_missing_right) == (Action.STOP, Fault.NONE, True)
+    assert not classify(said("42883", routine)).is_missing_right
 
 
 @pytest.mark.parametrize("schema", ["backfill", "pg_catalog"])

@@ -41,7 +41,8 @@ BEGIN
 END
 $$;
 
--- As before, with since when the same gate decides.
+-- As before, with since when the same gate decides.  What a document says is taken for a number only where it is one:
+-- whoever may write here could spoil one row, and that must not hide all the others.
 CREATE OR REPLACE VIEW backfill.status AS
 SELECT j.name AS job,
        j.state,
@@ -55,7 +56,7 @@ SELECT j.name AS job,
             WHEN s.estimated > 0 THEN least(0.999, s.passed / s.estimated)
             ELSE 0.0 END::double precision AS progress,
        coalesce(w.rows_per_s, 0) AS rows_per_s,
-       CASE WHEN j.state IN ('planned', 'running', 'verifying') AND w.rows_per_s > 0
+       CASE WHEN j.state IN ('planned', 'running', 'verifying') AND w.rows_per_s > 1e-9 AND s.estimated < 1e18
             THEN greatest(0, s.estimated - s.passed) / w.rows_per_s END::double precision AS eta_s,
        coalesce(w.workers, 0) AS workers,
        coalesce(s.spans, 0) AS spans_total,
@@ -67,7 +68,7 @@ SELECT j.name AS job,
        CASE WHEN j.state = 'planned' OR (j.state IN ('running', 'verifying') AND j.barrier_snapshot IS NOT NULL)
             THEN coalesce(j.waits_for, w.waiting)
             WHEN j.state NOT IN ('running', 'verifying') THEN j.reason
-            WHEN p.in_force IS NOT NULL AND (p.in_force ->> 'held')::boolean THEN p.in_force ->> 'reason'
+            WHEN p.in_force -> 'held' = 'true' THEN p.in_force ->> 'reason'
             WHEN p.is_valid IS FALSE AND w.workers > 0 THEN 'no pacer: at the minimum'
             ELSE nullif(w.waiting, '') END AS waiting,
        coalesce(w.waits, '{}'::jsonb) AS waits,
@@ -79,19 +80,18 @@ SELECT j.name AS job,
        j.error_message,
        j.error_hint,
        j.resumable,
-       coalesce(j.limit_rows_per_s, (j.spec -> 'pace' ->> 'max_rows_per_s')::double precision) AS max_rows_per_s,
-       CASE WHEN p.in_force IS NOT NULL THEN (p.in_force ->> 'rate_per_s')::double precision
+       coalesce(j.limit_rows_per_s, n.max_rows_per_s) AS max_rows_per_s,
+       CASE WHEN p.in_force IS NOT NULL THEN n.rate_per_s
             WHEN p.is_valid IS FALSE AND j.state IN ('running', 'verifying') THEN NULL -- the minimum, which each worker knows
-            ELSE coalesce(j.limit_rows_per_s, (j.spec -> 'pace' ->> 'max_rows_per_s')::double precision)
-            END AS limit_now_rows_per_s,
-       (p.in_force ->> 'pressure')::double precision AS pressure,
+            ELSE coalesce(j.limit_rows_per_s, n.max_rows_per_s) END AS limit_now_rows_per_s,
+       n.pressure,
        p.in_force ->> 'stage' AS stage,
        nullif(p.in_force ->> 'leads', '') AS leads,
-       CASE WHEN (p.in_force ->> 'held')::boolean THEN nullif(p.in_force ->> 'leads', '') END AS held_by,
+       CASE WHEN p.in_force -> 'held' = 'true' THEN nullif(p.in_force ->> 'leads', '') END AS held_by,
        nullif(p.in_force ->> 'reason', '') AS pace_reason,
-       (p.in_force ->> 'chunk_target_s')::double precision AS chunk_target_s,
-       (p.in_force ->> 'workers')::integer AS workers_allowed,
-       coalesce(p.in_force -> 'signals', '[]'::jsonb) AS signals,
+       n.chunk_target_s,
+       n.workers::integer AS workers_allowed,
+       CASE WHEN jsonb_typeof(p.in_force -> 'signals') = 'array' THEN p.in_force -> 'signals' ELSE '[]' END AS signals,
        nullif(p.in_force -> 'deadline', 'null') AS deadline,
        nullif(p.in_force -> 'growth', 'null') AS growth,
        CASE WHEN p.holds THEN p.host || ':' || p.os_pid END AS pacer,
@@ -125,9 +125,12 @@ SELECT j.name AS job,
                    ELSE '' END AS waiting,
               sum(retries)::bigint AS retries,
               (SELECT jsonb_object_agg(reason, seconds)
-                 FROM (SELECT e.key AS reason, round(sum(e.value::numeric), 1) AS seconds
-                         FROM backfill.worker v CROSS JOIN LATERAL jsonb_each_text(v.waits) e
-                        WHERE v.job_id = j.id GROUP BY e.key) per_reason) AS waits
+                 FROM (SELECT e.key AS reason, round(sum(e.value::text::numeric), 1) AS seconds
+                         FROM backfill.worker v
+                        CROSS JOIN LATERAL jsonb_each(
+                              CASE WHEN jsonb_typeof(v.waits) = 'object' THEN v.waits ELSE '{}' END) e
+                        WHERE v.job_id = j.id AND jsonb_typeof(e.value) = 'number' AND length(e.value::text) < 300
+                        GROUP BY e.key) per_reason) AS waits
          FROM (SELECT *, fresh AND waiting <> 'parked' AS at_work -- a parked one is not needed: it waits for nothing
                  FROM (SELECT *, seen_at > clock_timestamp() - interval '15 seconds' AS fresh
                          FROM backfill.worker WHERE job_id = j.id) recent) recent) w ON true
@@ -140,6 +143,20 @@ SELECT j.name AS job,
                       -- Further ahead than twice as long as it was given: somebody's clock jumped.
                       valid_until > clock_timestamp()
                       AND valid_until < clock_timestamp() + 2 * (valid_until - published_at) AS is_valid
-                 FROM backfill.pacer WHERE job_id = j.id) published) p ON true;
+                 FROM backfill.pacer WHERE job_id = j.id) published) p ON true
+  LEFT JOIN LATERAL (
+       SELECT max(number) FILTER (WHERE name = 'max_rows_per_s') AS max_rows_per_s,
+              max(number) FILTER (WHERE name = 'rate_per_s') AS rate_per_s,
+              max(number) FILTER (WHERE name = 'pressure') AS pressure,
+              max(number) FILTER (WHERE name = 'chunk_target_s') AS chunk_target_s,
+              max(number) FILTER (WHERE name = 'workers' AND number BETWEEN 0 AND 1e9) AS workers
+         FROM (SELECT name,
+                      CASE WHEN jsonb_typeof(value) = 'number' AND length(value::text) < 300
+                           THEN value::text::double precision END AS number
+                 FROM (VALUES ('max_rows_per_s', j.spec -> 'pace' -> 'max_rows_per_s'),
+                              ('rate_per_s', p.in_force -> 'rate_per_s'),
+                              ('pressure', p.in_force -> 'pressure'),
+                              ('chunk_target_s', p.in_force -> 'chunk_target_s'),
+                              ('workers', p.in_force -> 'workers')) said (name, value)) numbers) n ON true;
 
 INSERT INTO backfill.version (version) VALUES (5);

@@ -52,7 +52,7 @@ export class Chart {
   #samples = new Samples();
 
   constructor() {
-    const [numbers, body] = table("The chart in numbers", ["Line", "Now", "Least", "Most"]);
+    const [numbers, body] = table("The chart in numbers", ["Line", "Now", "Least", "Most"], "stack");
     this.numbers = body;
     this.title = h("h2");
     this.element = h("figure", { class: "card chart" }, h("div", { class: "row between" }, this.title, this.#legend),

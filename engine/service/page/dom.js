@@ -51,7 +51,11 @@ export function keep(parent, items, key, make, change) {
 export function fill(body, rows) {
   keep(body, rows, ([key]) => key,
     ([, cells]) => h("tr", {}, cells.map((_, number) => (number ? h("td") : h("th", { scope: "row" })))),
-    (row, [, cells]) => cells.forEach((text, number) => say(row.children[number], text)));
+    (row, [, cells]) => cells.forEach((text, number) => {
+      const head = body.parentElement.tHead.rows[0].cells[number].textContent;
+      if (row.children[number].dataset.head === undefined) row.children[number].dataset.head = head; // where rows are stacked
+      say(row.children[number], text);
+    }));
 }
 
 /** A table with a caption, scrollable by keyboard where it is too wide; gives [element, body]. */

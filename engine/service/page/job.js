@@ -5,12 +5,13 @@ import { ask, trouble } from "./ask.js";
 import { Chart } from "./chart.js";
 import { fill, h, keep, say, show, table } from "./dom.js";
 import { badge } from "./list.js";
-import { AT_WORK, FINAL, amount, count, counted, duration, moment, next, nothing, percent, plain, rate, rows, size, since, told, why } from "./words.js";
+import { AT_WORK, FINAL, amount, count, counted, duration, left, moment, next, nothing, percent, plain, rate, rows, size, since, told, why } from "./words.js";
 
 const SILENT_MS = 40_000; // the daemon says something every 15 s
 const DELAYS_S = [0.2, 1, 2, 3, 5];
 const MOST_PAGES = 20;
-const MOST_SHOWN = 300;
+const MOST_KEPT = 300;
+const SHOWN = 50; // lines of the history at first, and more with every press
 const wait = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 
 const ACTIONS = {
@@ -33,6 +34,7 @@ const ACTIONS = {
 export class JobView {
   #stop = new AbortController();
   #entries = [];
+  #shown = SHOWN;
   #quarantined = 0;
   #gone = false;
 
@@ -44,9 +46,9 @@ export class JobView {
     const part = (key, ...children) => (this[key] = h(...children));
     const buttons = Object.entries(ACTIONS).map(([action, { label, danger }]) =>
       part(action, "button", { type: "button", class: danger ? "danger quietly" : null, hidden: true, onclick: () => this.#order(action) }, `${label}…`));
-    const [signals, signalRows] = table("Signals: what the databases say", ["Signal", "Value", "Target", "Maximum", "Age", ""]);
+    const [signals, signalRows] = table("Signals: what the databases say", ["Signal", "Value", "Target", "Maximum", "Age", "Note"], "stack");
     const [waits, waitRows] = table("Time that workers have waited, by reason", ["Reason", "Time"]);
-    const [history, historyRows] = table("What happened, the newest first", ["When", "What", "Who", "Detail"], "tall");
+    const [history, historyRows] = table("What happened, the newest first", ["When (UTC)", "What", "Who", "Detail"], "stack tall");
     const [setAside, asideRows] = table("Rows that were set aside, by error", ["SQLSTATE", "Rows"]);
     Object.assign(this, { signals: signalRows, waits: waitRows, history: historyRows, aside: asideRows });
     this.content = h("div", { hidden: true },
@@ -64,7 +66,7 @@ export class JobView {
         h("div", {},
           h("section", { class: "card" }, h("h2", {}, "The job"), part("facts", "dl")),
           part("verification", "section", { class: "card" }, h("h2", {}, "Verification"), part("proof", "dl")))),
-      h("section", { class: "card" }, h("h2", {}, "History"), history));
+      h("section", { class: "card" }, h("h2", {}, "History"), history, part("older", "button", { type: "button", class: "small", hidden: true, onclick: () => this.#olderEntries() }, "Older"), part("before", "p", { class: "quiet", hidden: true }, `backfill history ${name} tells what was before.`)));
     this.element = h("section", {}, h("nav", { "aria-label": "Back" }, h("a", { href: "#" }, "← All jobs")),
       h("div", { class: "row between top" }, h("div", { class: "row wrap" }, this.title, part("state", "span")), h("div", { class: "row wrap actions" }, buttons)),
       part("problem", "div"), part("database", "p", { class: "banner warn", role: "status", hidden: true }), this.content);
@@ -151,7 +153,7 @@ export class JobView {
   async #readHistory(signal) {
     let after = this.#entries.at(-1)?.id ?? null;
     for (let page = 0; page < MOST_PAGES; page += 1) {
-      const query = new URLSearchParams({ limit: MOST_SHOWN, ...(after === null ? { last: MOST_SHOWN } : { after }), ...(this.connection ? { connection: this.connection } : {}) });
+      const query = new URLSearchParams({ limit: MOST_KEPT, ...(after === null ? { last: MOST_KEPT } : { after }), ...(this.connection ? { connection: this.connection } : {}) });
       const answer = await get(`${at`/v1/jobs/${this.name}/history`}?${query}`, signal);
       this.#enter(answer.entries);
       after = answer.next;
@@ -161,8 +163,23 @@ export class JobView {
 
   #enter(entries) {
     const last = this.#entries.at(-1)?.id ?? 0;
-    this.#entries = [...this.#entries, ...entries.filter((one) => one.id > last)].slice(-MOST_SHOWN);
-    fill(this.history, this.#entries.toReversed().map((one) => [one.id, [moment(one.at), one.what, one.who, told(one)]]));
+    this.#entries = [...this.#entries, ...entries.filter((one) => one.id > last)].slice(-MOST_KEPT);
+    this.#tell();
+  }
+
+  #tell() {
+    const shown = this.#entries.slice(-this.#shown).reverse();
+    const more = this.#entries.length - shown.length;
+    say(this.older, `Older: ${Math.min(more, SHOWN)} more`);
+    show(this.older, more > 0);
+    show(this.before, !more && this.#entries.length === MOST_KEPT);
+    fill(this.history, shown.map((one) => [one.id, [moment(one.at), one.what, one.who, told(one)]]));
+  }
+
+  #olderEntries() {
+    this.#shown += SHOWN;
+    this.#tell();
+    if (this.older.hidden) this.history.closest(".scroll").focus();
   }
 
   /** The job cannot be seen any more: say why, and keep nothing on the page that could be taken for true. */
@@ -194,7 +211,7 @@ export class JobView {
     say(this.share, percent(job.progress));
     say(this.rows, rows(job));
     const going = AT_WORK.includes(job.state);
-    say(this.left, going && job.eta_s !== null ? `${duration(job.eta_s)} left` : job.finished_at ? `ended ${moment(job.finished_at)}` : "");
+    say(this.left, left(job) ? `${left(job)} left` : job.finished_at && !going ? `ended ${moment(job.finished_at)}` : "");
     this.bar.value = job.progress;
     this.bar.className = job.pace.held_by && going ? "held" : job.state;
     say(this.rate, going ? `${rate(job.rows_per_s)} rows/s` : "");
@@ -247,7 +264,7 @@ export class JobView {
       ["Connection", job.connection], ["Spans", `${spans.done} of ${spans.total} done, ${spans.running} running`],
       ["Moved", `${size(job.bytes_done)} in ${counted(job.chunks, "chunk")}`], ["Retries", job.retries],
       ["Stage", pace.stage && `${pace.stage}${pace.pressure === null ? "" : `, pressure ${pace.pressure.toFixed(2)}`}`],
-      ["Ordered", ordered.join(", ")], ["Chunks of", pace.chunk_target_s && amount(pace.chunk_target_s, "s")],
+      ["Ordered", ordered.join(", ")], ["Chunks take", pace.chunk_target_s && (pace.chunk_target_s < 1 ? `${Math.max(1, Math.round(pace.chunk_target_s * 1000))} ms` : duration(pace.chunk_target_s))],
       ["Growth", pace.growth?.ratio !== null && pace.growth?.ratio !== undefined && `${amount(pace.growth.ratio, "ratio")}${pace.growth.max === null ? "" : ` of ${amount(pace.growth.max, "ratio")}`}`],
       ["Deadline", pace.deadline && `missed${pace.deadline.late_by_s ? ` by ${duration(pace.deadline.late_by_s)}` : ""}`],
       ["Pacer", pace.pacer], ["Started", moment(job.started_at)], ["Ended", job.finished_at && moment(job.finished_at)],
@@ -293,7 +310,7 @@ export class JobView {
     const { title, text, verb, danger } = ACTIONS[action];
     const reason = { name: "reason", label: "Reason", maxlength: "500", hint: "Stands in the job's history, for everybody who may read it." };
     const ordered = this.job.pace.orders?.max_rows_per_s;
-    const most = { name: "most", label: "Rows a second, at most", type: "number", min: "1", step: "any", inputmode: "decimal", value: ordered ?? "", hint: "Empty: no order; what the spec says counts." };
+    const most = { name: "most", of: "max_rows_per_s", label: "Rows a second, at most", type: "number", min: "1", step: "any", inputmode: "decimal", value: ordered ?? "", hint: "Empty: no order; what the spec says counts." };
     await ask({
       title, text, verb, danger, fields: action === "pace" ? [most, reason] : [reason],
       act: async (values) => {

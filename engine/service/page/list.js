@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { command } from "./ask.js";
 import { h, keep, say, show } from "./dom.js";
-import { AT_WORK, count, duration, percent, rate, why } from "./words.js";
+import { AT_WORK, count, left, percent, rate, why } from "./words.js";
 
 const PAGE = 50;
 const STATES = ["planned", "running", "paused", "verifying", "done", "failed", "cancelled"];
@@ -108,7 +108,7 @@ export class List {
     texts.bars.forEach((bar) => { bar.value = job.progress; });
     const most = job.pace.limit_rows_per_s;
     say(texts.rate, going ? `${rate(job.rows_per_s)}${most === null || job.pace.held_by ? "" : ` of ${count(most)}`}` : "");
-    say(texts.left, going && job.eta_s !== null ? duration(job.eta_s) : "");
+    say(texts.left, left(job));
     say(texts.workers, going ? job.workers : "");
   }
 }

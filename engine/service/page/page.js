@@ -83,7 +83,7 @@ function askToken(problem) {
     title: "Who is looking?",
     text: token.get() ? `The token is no longer good: ${problem.message}.` : "This daemon wants a token. It is kept in this tab, until the tab is closed.",
     verb: "Look", insist: true,
-    fields: [{ name: "token", label: "Token", type: "password", required: true, hint: "The operator makes one with: backfill token NAME --scope read" }],
+    fields: [{ name: "token", label: "Token", type: "password", required: true, hint: "The operator makes one with: backfill token NAME --scope read. The buttons need --scope control as well." }],
     act: async (values) => {
       token.set(values.token.trim());
       try {
@@ -120,6 +120,11 @@ addEventListener("hashchange", () => {
 $("forget").addEventListener("click", () => {
   token.forget();
   location.reload();
+});
+
+$("you").addEventListener("click", () => {
+  const open = $("identity").classList.toggle("open");
+  $("you").setAttribute("aria-expanded", open);
 });
 
 const theme = $("theme");

@@ -3,8 +3,8 @@
 export const AT_WORK = ["planned", "running", "verifying"];
 const ORDERED = ["max_rows_per_s", "max_wal_bytes_per_s"];
 export const FINAL = ["done", "failed", "cancelled"];
-const AT = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
-const DAY = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "short", day: "numeric" });
+const AT = new Intl.DateTimeFormat(undefined, { timeZone: "UTC", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const DAY = new Intl.DateTimeFormat(undefined, { timeZone: "UTC", year: "numeric", month: "short", day: "numeric" });
 const LARGE = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
 const BINARY = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
@@ -51,7 +51,7 @@ export function amount(value, unit) {
   }
 }
 
-/** 22:31:05, with the day where it is not today. */
+/** 22:31:05 UTC, with the day where it is not today.  The page says once that its times are UTC, as the command line's are. */
 export function moment(when) {
   if (!when) return "–";
   const at = new Date(when);
@@ -66,12 +66,23 @@ export function rows(job) {
   return job.state === "done" || job.rows_done >= job.rows_estimated ? `${done} rows` : `${done} of ${count(job.rows_estimated)} rows`;
 }
 
+/** Whether the pace is still being found: its limit tells nothing yet of signals, nor of how long the job will take. */
+export function starting({ pace, rows_per_s: now }) {
+  if (!["baseline", "slow start"].includes(pace.stage) || ORDERED.includes(pace.leads)) return false;
+  return pace.stage === "baseline" || pace.limit_rows_per_s === null || now >= pace.limit_rows_per_s / 2; // else it is as fast as it can be
+}
+
+/** How long it will take, where that is known. */
+export const left = (job) => (AT_WORK.includes(job.state) && job.eta_s !== null && !starting(job) ? duration(job.eta_s) : "");
+
 /** "limit 3,200 by read_latency 6.1ms > 5ms": what keeps it from going faster. */
 export function limit(job) {
-  const { limit_rows_per_s: most, held_by, because, stage, leads } = job.pace;
+  const { limit_rows_per_s: most, held_by, because, stage, leads, pressure } = job.pace;
   if (most === null || held_by || FINAL.includes(job.state)) return "";
   const said = ORDERED.includes(leads) && because?.startsWith(leads) ? leads : because; // its number stands before it
-  const by = said || (["steady", "alone"].includes(stage) ? "" : stage);
+  // Before it is steady, a signal below its target leads nothing: the start itself is slow.
+  const slow = stage === "slow start" && !ORDERED.includes(leads) && !(pressure >= 1);
+  const by = (slow ? "" : said) || (["steady", "alone"].includes(stage) ? "" : stage);
   return `limit ${rate(most)} rows/s${by ? ` by ${by}` : ""}`;
 }
 
@@ -127,6 +138,13 @@ function* changes(before, after, path = "") {
   }
 }
 
+/** "workers: 2"; "settle_s" is in seconds, and so on. */
+function named(name, value) {
+  const [, noun, unit] = typeof value === "number" ? /^(.*?)(?:(?<!_per)_(s|bytes))?$/.exec(name) : [null, name];
+  if (noun === "settle") return `looks again after ${duration(value)}`;
+  return `${noun.replaceAll("_", " ")}: ${unit === "s" ? duration(value) : unit ? size(value) : plain(value)}`;
+}
+
 /** What one line of the history tells besides when, what and who. */
 export function told(entry) {
   const { from, to, reason, message, ...rest } = entry.detail || {};
@@ -134,7 +152,7 @@ export function told(entry) {
   if (from && to && typeof from === "object" && typeof to === "object") parts.push(...changes(from, to));
   else if (nothing(to) === false && nothing(from) === false) parts.push(`${plain(from)} → ${plain(to)}`);
   else if (!nothing(from)) parts.push(`was ${plain(from)}`);
-  for (const [name, value] of Object.entries(rest)) if (!nothing(value)) parts.push(`${name.replaceAll("_", " ")}: ${plain(value)}`);
+  for (const [name, value] of Object.entries(rest)) if (!nothing(value)) parts.push(named(name, value));
   if (message) parts.push(message);
   if (reason) parts.push(`“${reason}”`);
   return parts.join(", ");

@@ -10,14 +10,14 @@ from engine.fleet import evidence
 from engine.fleet.grants import Grantee, collect, script
 from engine.fleet.verification import begin as begin_verification
 from engine.flow import dual_write_change as triggers
-from engine.flow.dual_write_change import prepared_for_change
+from engine.flow.dual_write_change import Installed, prepared_for_change
 from engine.flow.endpoints import endpoints_of
 from engine.flow.prepare import Prepared, inspect
 from engine.flow.shared import SETTLE_S
 from engine.service.access import Forbidden, Scope
 from engine.service.admission import NotAllowed, admit
-from engine.service.problems import Unprocessable
-from engine.service.routes.finding import CONNECTION, dsns_of, find, job_reply, seen_by, spec_of
+from engine.service.problems import BadRequest, Unprocessable
+from engine.service.routes.finding import CONNECTION, check_found, dsns_of, find, job_reply, seen_by, spec_of
 from engine.service.routing import Call, Parameter, Reply, Route
 from engine.service.station import Station
 from engine.spec import JobSpec
@@ -27,9 +27,10 @@ from engine.wire import shapes
 from engine.wire.shapes import Detail
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from engine.db import Connection
+    from engine.ledger.records import JobRecord
 
 LONGEST_SETTLE_S: Final = 60.0
 LONGEST_PATIENCE_S: Final = 60.0
@@ -45,12 +46,12 @@ _PROBLEMS: Final = (
 )
 
 
-async def _spec(call: Call) -> tuple[Station, JobSpec]:
-    """The job's spec with this daemon's connections."""
+async def _spec(call: Call, *, writes: bool = False) -> tuple[Station, JobRecord, JobSpec]:
+    """The job, and its spec with this daemon's connections."""
     station = await find(call)
     async with station.ledger(call.identity) as ledger, ledger.at_revision(call.path["job"], seen_by(call)):
         record = await ledger.job(call.path["job"])
-    return station, spec_of(call, station, record)
+    return station, record, spec_of(call, station, record, writes=writes)
 
 
 # -- verification -----------------------------------------------------------------------------------------------------
@@ -64,13 +65,18 @@ async def verify(call: Call) -> Reply:
     if asked.delete_extra and not asked.repair:
         raise _misfit("/delete_extra", "is a part of a repair", "give repair, too, or neither")
     settle_s = _seconds(asked.settle, "/settle", LONGEST_SETTLE_S) if asked.settle is not None else SETTLE_S
-    station, spec = await _spec(call)
+    station, record, spec = await _spec(call, writes=asked.repair)
     async with station.preparing:
-        prepared = prepared_for_change(await inspect(spec, endpoints_of(spec)))
+        seen = await inspect(spec, endpoints_of(spec))
+        if asked.repair:
+            check_found(call, station, record, seen)
+        prepared = prepared_for_change(seen)
     async with station.ledger(call.identity) as ledger:
-        await begin_verification(
-            ledger, prepared, repair=asked.repair, delete_extra=asked.delete_extra, settle_s=settle_s
-        )
+        await ledger.ensure()
+        async with ledger.at_revision(spec.name, seen_by(call)):  # to look at the tables takes time
+            await begin_verification(
+                ledger, prepared, repair=asked.repair, delete_extra=asked.delete_extra, settle_s=settle_s
+            )
         return await job_reply(call, station, spec.name, ledger=ledger)
 
 
@@ -79,7 +85,7 @@ async def verify(call: Call) -> Reply:
 
 async def gate(call: Call) -> Reply:
     """Whether the old column or table may be given up: each condition, looked at now."""
-    station, spec = await _spec(call)
+    station, _, spec = await _spec(call)
     async with station.preparing:
         found = await evidence.look_at_gate(spec)
     return Reply(shapes.Gate.model_validate(found.as_json() | {"mismatch": found.mismatch}))
@@ -90,7 +96,7 @@ async def gate(call: Call) -> Reply:
 
 async def grants(call: Call) -> Reply:
     """For a superuser or the owner of the tables to run. Nothing is changed."""
-    station, spec = await _spec(call)
+    station, _, spec = await _spec(call)
     role = call.query["to"] or spec.role
     if role is None:
         raise UsageError("no role to grant to", hint="name one: ?to=ROLE")
@@ -109,7 +115,7 @@ async def grants(call: Call) -> Reply:
 
 async def look_at_triggers(call: Call) -> Reply:
     """Whether our triggers are on the source, and do what the job asks for. With `script`, what installing would do."""
-    station, spec = await _spec(call)
+    station, _, spec = await _spec(call)
     async with station.preparing:
         prepared, found = await evidence.look_at_dual_write(spec)
         text = None
@@ -120,25 +126,64 @@ async def look_at_triggers(call: Call) -> Reply:
 
 
 async def change_triggers(call: Call) -> Reply:
-    """Only where the operator allows it: triggers run with the rights of the source's owner."""
+    """Only where the operator allows it: triggers run with the rights of the source's owner. They are not changed in
+    one transaction with the job: If-Match is looked at immediately before.
+    """
     if not call.daemon.config.allow.dual_write:
         raise NotAllowed([Problem("", "the operator does not allow triggers to be changed through the API")])
     asked: shapes.DualWriteChange = call.body
+    if asked.spec is not None and asked.action == "remove":
+        raise _misfit("/spec", "is for triggers that are to be installed", "those of a job go by its name alone")
+    if asked.spec is not None and "if-match" in call.headers:
+        detail = Detail(parameter="if-match", message="is for a job that is there, and a spec for one that is not")
+        raise BadRequest("a header does not fit", errors=(detail,))
     patience_s = _seconds(asked.patience, "/patience", LONGEST_PATIENCE_S) if asked.patience else 30.0
-    station, spec = await _spec(call) if asked.spec is None else _submitted(call, asked.spec)
+    installs, record = asked.action == "install", None
+    if asked.spec is None:
+        station, record, spec = await _spec(call, writes=installs)
+    else:
+        station, spec = _submitted(call, asked.spec)
     async with station.preparing:
         seen = await inspect(spec, endpoints_of(spec))
-    if asked.spec is not None:
+    if record is not None:
+        if installs:  # what is there may always be taken away
+            check_found(call, station, record, seen)
+    elif asked.spec is not None:
         admit(asked.spec, call.daemon.config, dsns_of(call), call.identity).check_tables(seen)
     prepared = prepared_for_change(seen)
     async with _session(prepared, as_whom=station.named(call.identity)) as connection:
         by = triggers.patience(patience_s)
-        if asked.action == "install":
+        if installs:
             triggers.wanted(prepared)
+            await _look_again(call, station)
             outcome = await triggers.install(connection, prepared, by=by)
         else:
+            triggers.within_one_database(prepared)
+            refuse_beyond(station, await triggers.find_installed(connection, spec.name))
+            await _look_again(call, station)
             outcome = await triggers.remove(connection, spec.name, force=asked.force, by=by)
     return Reply(shapes.DualWriteChanged.model_validate(triggers.summary(outcome)))
+
+
+async def _look_again(call: Call, station: Station) -> None:
+    """What was asked for holds for the job as its caller saw it, if he says how that was."""
+    seen = seen_by(call)
+    if seen is not None:
+        async with station.ledger(call.identity) as ledger, ledger.at_revision(call.path["job"], seen):
+            pass
+
+
+def refuse_beyond(station: Station, found: Sequence[Installed]) -> None:
+    """A job is known by its name, and a name is soon taken: triggers elsewhere are none of its caller's business.
+
+    Raises ``NotAllowed`` when one is on a table that is not open to jobs.
+    """
+    beyond = {str(one.table) for one in found if not station.is_open(one.table)}
+    if beyond:
+        hint = "the operator removes them with backfill dualwrite or backfill cleanup"
+        raise NotAllowed(
+            [Problem("", f"triggers of the job are on {table}, which jobs may not touch", hint) for table in beyond]
+        )
 
 
 def _submitted(call: Call, data: dict[str, Any]) -> tuple[Station, JobSpec]:
@@ -146,6 +191,7 @@ def _submitted(call: Call, data: dict[str, Any]) -> tuple[Station, JobSpec]:
     admitted = admit(data, call.daemon.config, dsns_of(call), call.identity)
     if admitted.spec.name != call.path["job"]:
         raise _misfit("/spec/name", f"is not {call.path['job']}, which the path names")
+    call.noted["connection"] = admitted.connection
     return call.daemon.stations[admitted.connection], admitted.spec
 
 
@@ -191,7 +237,7 @@ ROUTES = (
         takes_if_match=True,
         parameters=(CONNECTION,),
         deadline_s=60.0,
-        problems=(*_PROBLEMS, "changed_meanwhile", "busy", "held_by_operator"),
+        problems=(*_PROBLEMS, "changed_meanwhile", "not_allowed", "busy", "held_by_operator"),
     ),
     Route(
         "GET",

@@ -121,6 +121,7 @@ async def submit(call: Call) -> Reply:
     refuse_while_draining(call)
     admitted = admit(call.body, call.daemon.config, dsns_of(call), call.identity)
     station, job = call.daemon.stations[admitted.connection], admitted.spec.name
+    call.noted |= {"connection": station.name, "job": job}
     request = request_of(call, admitted.spec_hash)
     if request is not None and (reply := await _met_before(call, station, request)) is not None:
         return reply

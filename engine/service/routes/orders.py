@@ -6,19 +6,23 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from engine.errors import HeldByOperator, Stopped
-from engine.fleet.removal import forget, refuse_alive, remove_triggers
+from engine.fleet.removal import forget, refuse_alive, take_away
 from engine.flow import opening
+from engine.flow.dual_write_change import find_installed
 from engine.flow.endpoints import endpoints_of
 from engine.flow.prepare import inspect
 from engine.ledger.store import Ledger
 from engine.model import JobState
 from engine.service.access import Scope
-from engine.service.routes.finding import CONNECTION, changing, find, job_reply, seen_by, spec_of
+from engine.service.routes.evidence import refuse_beyond
+from engine.service.routes.finding import CONNECTION, changing, check_found, find, job_reply, seen_by, spec_of
 from engine.service.routes.jobs import opened_for, refuse_while_draining
 from engine.service.routing import Call, Parameter, Reply, Route
 from engine.wire import shapes
 
 ANEW: Final = "begin it anew: POST /v1/jobs/{job}/restart"
+REMOVAL_S: Final = 120.0
+"""Of a removal: a table that others work in is waited for."""
 
 _PROBLEMS: Final = ("unknown_job", "ambiguous_job", "changed_meanwhile", "cannot_connect")
 
@@ -67,9 +71,11 @@ async def restart(call: Call) -> Reply:
         async with ledger.at_revision(job, seen_by(call)):
             record = await ledger.job(job)
         refuse_alive(await ledger.status(job), force=call.body.force)
-    spec = spec_of(call, station, record, listens=True)
+    spec = spec_of(call, station, record, listens=True, writes=True)
     async with station.preparing:
-        prepared = (await inspect(spec, endpoints_of(spec))).prepared()
+        seen = await inspect(spec, endpoints_of(spec))
+        check_found(call, station, record, seen)
+        prepared = seen.prepared()
         async with opened_for(call, station, prepared) as (ledger, sides):
             await ledger.ensure()
             async with ledger.at_revision(job, seen_by(call)):  # asking takes time
@@ -82,16 +88,15 @@ async def restart(call: Call) -> Reply:
 
 
 async def remove(call: Call) -> Reply:
-    """Takes the job, its spans and our triggers for it out of the database. Rows and history stay."""
+    """Takes the job, its spans and our triggers for it out of the database. Rows and history stay. The job is cancelled
+    first: it stays so where its triggers' table is not to be had.
+    """
     job, station = call.path["job"], await find(call)
-    async with station.ledger(call.identity) as ledger:
-        async with ledger.at_revision(job, seen_by(call)):
-            refuse_alive(await ledger.status(job), force=call.query["force"])
-        triggers = await remove_triggers(ledger, job)
-        async with ledger.at_revision(job, None):
-            status = await ledger.status(job)
-            refuse_alive(status, force=call.query["force"])
-            await forget(ledger, status, "cleanup", by=station.named(call.identity))
+    async with station.removing, station.ledger(call.identity) as ledger:
+        refuse_beyond(station, await find_installed(ledger.connection, job))
+        triggers = await take_away(
+            ledger, job, by=station.named(call.identity), force=call.query["force"], seen=seen_by(call)
+        )
     return Reply(shapes.Removed(job=job, removed=True, triggers=list(triggers)))
 
 
@@ -133,7 +138,7 @@ ROUTES = (
         takes_if_match=True,
         parameters=(CONNECTION,),
         deadline_s=60.0,
-        problems=(*_PROBLEMS, "busy", "draining", "preflight_refused", "superuser_refused", "usage"),
+        problems=(*_PROBLEMS, "busy", "draining", "not_allowed", "preflight_refused", "superuser_refused", "usage"),
     ),
     Route(
         "DELETE",
@@ -145,7 +150,7 @@ ROUTES = (
         answer=shapes.Removed,
         takes_if_match=True,
         parameters=(Parameter("force", "boolean", "Even while workers are alive.", default=False), CONNECTION),
-        is_slow=True,
-        problems=(*_PROBLEMS, "busy", "usage"),
+        deadline_s=REMOVAL_S,
+        problems=(*_PROBLEMS, "busy", "not_allowed", "usage"),
     ),
 )

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from engine.errors import Problem
+from engine.errors import Problem, UsageError
 from engine.flow.pace_orders import check_order, check_thresholds, signal_named
 from engine.ledger.orders import ROWS, SIGNALS, WAL, WORKERS, PaceOrders, SignalOrder
 from engine.ledger.records import JobRecord
 from engine.service.access import Scope
-from engine.service.admission import NotAllowed
+from engine.service.admission import NotAllowed, ceiling_of
 from engine.service.problems import Unprocessable
-from engine.service.routes.finding import CONNECTION, changing, job_reply, signals_of
+from engine.service.routes.finding import CONNECTION, changing, job_reply, sides_of, signals_of
 from engine.service.routing import Call, Reply, Route
 from engine.service.station import Station
 from engine.spec.misfit import Misfit
@@ -38,11 +38,14 @@ async def order_pace(call: Call) -> Reply:
 
 
 def _check_ceiling(call: Call, station: Station, job: JobRecord, change: shapes.PaceChange) -> None:
-    """The operator's limit holds for everybody; to forget an order goes back to the spec's, which is below it, too."""
-    source = job.spec.get("source")
-    named = [station.name, str(source.get("connection")) if isinstance(source, dict) else ""]
-    found = [call.daemon.config.connections[name] for name in named if name in call.daemon.config.connections]
-    most = min((one.max_rows_per_s for one in found if one.max_rows_per_s is not None), default=None)
+    """The operator's limit holds for everybody; to forget an order goes back to the spec's, which is below it, too,
+    unless the job was made by hand.
+    """
+    try:
+        sides = sides_of(call, station, job)
+    except UsageError:  # where it reads from is not known here: nobody here works it
+        sides = {"target": station.name}
+    most = ceiling_of(call.daemon.config, sides)
     if most is not None and change.max_rows_per_s is not None and change.max_rows_per_s > most:
         hint = f"at most {most:,.10g}"
         raise NotAllowed([Problem(ROWS, "is above what the operator allows", hint, pointer=f"/{ROWS}")])

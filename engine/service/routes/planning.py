@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from engine.fleet.examination import examine
 from engine.flow.endpoints import endpoints_of
@@ -18,12 +18,16 @@ from engine.service.routing import SPEC, Call, Parameter, Reply, Route
 from engine.service.station import Station
 from engine.wire import shapes
 
+REHEARSAL_S: Final = 60.0
+"""When a rehearsal ends with what it has: a slow job's chunks may take hours."""
+
 _PROBLEMS = ("spec_invalid", "not_allowed", "superuser_refused", "cannot_connect", "usage")
 
 
 async def _look(call: Call) -> tuple[Station, Inspection]:
     admitted = admit(call.body, call.daemon.config, dsns_of(call), call.identity)
     station = call.daemon.stations[admitted.connection]
+    call.noted |= {"connection": station.name, "job": admitted.spec.name}
     async with station.preparing:
         seen = await inspect(admitted.spec, endpoints_of(admitted.spec))
     admitted.check_tables(seen)
@@ -37,11 +41,13 @@ async def plan(call: Call) -> Reply:
 
 
 async def rehearse(call: Call) -> Reply:
-    """The job's own statements on real rows, in transactions that all end in ROLLBACK."""
+    """The job's own statements on real rows, in transactions that all end in ROLLBACK. After a minute it ends with the
+    chunks that it has, or at the end of the one in hand.
+    """
     _, seen = await _look(call)
     rehearsal = None
     if not refusals(seen.findings):
-        rehearsal = await play(seen.prepared(), chunks=int(call.query["chunks"]))
+        rehearsal = await play(seen.prepared(), chunks=int(call.query["chunks"]), within_s=REHEARSAL_S)
     return Reply(shapes.Rehearsal.model_validate(rehearsal_json(seen, rehearsal)))
 
 

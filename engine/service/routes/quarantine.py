@@ -9,7 +9,7 @@ from engine.flow.quarantine import Retry, check_ids
 from engine.service.access import Scope
 from engine.service.admission import NotAllowed
 from engine.service.problems import Unprocessable
-from engine.service.routes.finding import CONNECTION, changing, find, seen_by, spec_of
+from engine.service.routes.finding import CONNECTION, changing, check_found, find, seen_by, spec_of
 from engine.service.routing import Call, Parameter, Reply, Route
 from engine.wire import shapes
 from engine.wire.shapes import Detail
@@ -50,15 +50,21 @@ async def list_rows(call: Call) -> Reply:
 
 
 async def retry(call: Call) -> Reply:
-    """Each row by itself, as the job would write it. What can be written now leaves the quarantine."""
+    """Each row by itself, as the job would write it. What can be written now leaves the quarantine. Each row is a
+    transaction of its own: If-Match is looked at before the first of them.
+    """
     chosen, job, station = _chosen(call), call.path["job"], await find(call)
     async with station.ledger(call.identity) as ledger:
         async with ledger.at_revision(job, seen_by(call)):
             record = await ledger.job(job)
         await check_ids(ledger, job, chosen)
-    spec = spec_of(call, station, record)
+    spec = spec_of(call, station, record, writes=True)
     async with station.preparing:
-        prepared = (await inspect(spec, endpoints_of(spec))).prepared()
+        seen = await inspect(spec, endpoints_of(spec))
+        check_found(call, station, record, seen)
+        prepared = seen.prepared()
+    async with station.ledger(call.identity) as ledger, ledger.at_revision(job, seen_by(call)):
+        pass  # to look at the tables takes time
     tried = await Retry(prepared, by=station.named(call.identity)).run(chosen)
     async with station.ledger(call.identity) as ledger:
         left = await ledger.quarantined_count(record.id)
@@ -120,6 +126,7 @@ ROUTES = (
         problems=(
             *_PROBLEMS,
             "changed_meanwhile",
+            "not_allowed",
             "preflight_refused",
             "superuser_refused",
             "spec_changed",

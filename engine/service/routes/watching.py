@@ -68,26 +68,24 @@ def _last_event(call: Call) -> int | None:
 
 async def _stream(call: Call, station: Station, seen: int | None) -> AsyncIterator[bytes]:
     draining, is_over = asyncio.create_task(call.daemon.draining.wait()), False
-    yield f"retry: {RETRY_MS}\n\n".encode()
     try:
+        yield f"retry: {RETRY_MS}\n\n".encode()
         async with station.watcher.watch(call.path["job"], seen) as watch:
             while True:
                 news = await _next(watch, draining)
                 if not call.daemon.doorkeeper.still_knows(call.identity):
                     yield b": who may look has changed; come back\n\n"
                     return
+                for piece in (b": still there\n\n",) if news is None else _told(call, station, news):
+                    if draining.done():
+                        yield b": this daemon is about to end; come back, and go on from the last event\n\n"
+                        return
+                    yield piece
                 if news is not None:
-                    for piece in _told(call, station, news):
-                        yield piece
                     is_over = news.gone or (is_over if news.sight is None else news.sight.status.state.is_final)
                     if is_over and news.is_all:
                         yield _event("end", "{}")
                         return
-                elif draining.done():
-                    yield b": this daemon is about to end; come back, and go on from the last event\n\n"
-                    return
-                else:
-                    yield b": still there\n\n"
     finally:
         draining.cancel()
 
@@ -112,7 +110,9 @@ def _told(call: Call, station: Station, news: News) -> Iterator[bytes]:
 
 
 def _text(call: Call, station: Station, sight: Sight) -> str:
-    """A job as it travels, made once for all who watch it."""
+    """A job as it travels, made once for all who watch it and may see everything of it."""
+    if call.identity.connections is not None:
+        return shown(call, station, sight.status).model_dump_json()
     if sight.text is None:
         sight.text = shown(call, station, sight.status).model_dump_json()
     return sight.text

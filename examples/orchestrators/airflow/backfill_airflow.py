@@ -28,7 +28,7 @@ from engine.wire.shapes import Job
 
 FINAL = ("done", "failed", "cancelled")
 TRY_AGAIN = (1, 5, 75)
-"""Exit codes of errors that may pass: unexpected ones, nobody answers, busy."""
+"""Exit codes of errors that may pass: unexpected ones, nobody answers or lets us in, busy."""
 
 
 class BackfillOperator(BaseOperator):

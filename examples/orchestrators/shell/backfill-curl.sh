@@ -1,8 +1,8 @@
 #!/bin/sh
 # The same with nothing but curl and jq, over a Unix socket or TCP:
 #   BACKFILL_DAEMON=unix:///run/backfill/backfill.sock ./backfill-curl.sh job.json && ./drop-the-old-table.sh
-# Exit codes are those of the command line: 0 ready, 3 spec, 4 preflight, 5 no answer, 6 mismatch, 7 stopped by a guard or
-# not ready, 8 cancelled. Whatever ends this script, the job goes on; start it again: the same spec is the same job.
+# Exit codes are those of the command line: 0 ready, 2 no such job, 3 spec, 4 preflight, 5 no answer or not let in,
+# 6 mismatch, 7 stopped by a guard or not ready, 8 cancelled, 75 try again. Whatever ends this script, the job goes on; start it again: the same spec is the same job.
 set -eu
 spec=${1:?usage: backfill-curl.sh job.json}
 daemon=${BACKFILL_DAEMON:-unix:///run/backfill/backfill.sock}
@@ -53,9 +53,11 @@ refused() {
         (.errors[]? | "  \(.pointer // .parameter // ""): \(.message)"),
         (.findings[]? | "  \(.code): \(.message)")' "$answer" >&2
     case $(jq -r .code "$answer") in
-        spec_invalid | spec_changed | not_allowed) exit 3 ;;
+        unknown_job | ambiguous_job | usage) exit 2 ;;
+        spec_invalid | spec_changed | not_allowed | superuser_refused) exit 3 ;;
         preflight_refused) exit 4 ;;
-        cannot_connect) exit 5 ;;
+        cannot_connect | unauthenticated | forbidden | stranger) exit 5 ;;
+        busy | changed_meanwhile) exit 75 ;;
         *) exit 1 ;;
     esac
 }

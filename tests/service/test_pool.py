@@ -23,9 +23,9 @@ from engine.spec.signals import ALL_OFF
 from tests.support.daemon import put_job
 from tests.support.databases import FreshDatabase
 from tests.support.jobs import in_place, into, run_to_done
+from tests.support.waiting import PATIENCE_S, until
 
-PATIENCE_S = 20.0
-SLOW = Pace(signals=ALL_OFF, max_rows_per_s=400)
+SLOW = Pace(signals=ALL_OFF, max_rows_per_s=40)
 """So slow that no test sees the end of it."""
 
 
@@ -55,18 +55,15 @@ class Running:
 
     async def until(self, condition: Callable[[], bool], *, within_s: float = PATIENCE_S) -> None:
         """Wait until it holds."""
-        deadline = time.monotonic() + within_s
-        while not condition():
-            assert time.monotonic() < deadline, (self.pool.working, self.pool.aside, self.events[-5:])
-            await asyncio.sleep(0.01)
+        await until(condition, lambda: (self.pool.working, self.pool.aside, self.events[-5:]), within_s=within_s)
 
     def finished(self) -> list[str]:
         """The jobs whose work here is over, in order."""
         return [event.job for event in self.events if isinstance(event, JobFinished)]
 
-    async def until_done(self, *jobs: str) -> None:
+    async def until_done(self, *jobs: str, within_s: float = PATIENCE_S) -> None:
         """Wait for the good end of those jobs."""
-        await self.until(lambda: set(jobs) <= set(self.finished()) - set(self.pool.working))
+        await self.until(lambda: set(jobs) <= set(self.finished()) - set(self.pool.working), within_s=within_s)
         states = {event.job: event.state for event in self.events if isinstance(event, JobFinished)}
         assert {states[job] for job in jobs} == {JobState.DONE}, self.events[-5:]
 
@@ -293,19 +290,20 @@ async def test_an_abort_waits_for_nobody(shop: FreshDatabase) -> None:
         await one.until(lambda: shop.sql("SELECT count(*) FROM pg_locks WHERE NOT granted") != "0")
         one.pool.abort()
         began = time.monotonic()
-    assert time.monotonic() - began < 2 * pool_module.ABORT_S
+    assert time.monotonic() - began < pool_module.ABORT_S + 10
     await holder.execute("ROLLBACK")
 
 
-async def test_nothing_is_left_of_hundreds_of_jobs(shop: FreshDatabase) -> None:
+@pytest.mark.timeout(240)
+async def test_nothing_is_left_of_two_dozen_jobs(shop: FreshDatabase) -> None:
     """Neither sessions nor tasks; the long form of this is the soak."""
     names = [f"small-{n}" for n in range(24)]
     before = asyncio.all_tasks()
     for n, name in enumerate(names):
         await put_job(job(shop, n % 8, name=name, where=f"id <= {100 * (n // 8 + 1)}"))
     async with running(shop) as one:
-        await one.until_done(*names)
+        await one.until_done(*names, within_s=150)
         await one.until(lambda: one.pool.working == ())
         sessions = "SELECT application_name FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        await one.until(lambda: shop.sql(sessions).split() == ["backfill/pool"], within_s=5)
+        await one.until(lambda: shop.sql(sessions).split() == ["backfill/pool"])
     assert asyncio.all_tasks() == before
