@@ -158,7 +158,7 @@ def _is_new(status: JobStatus) -> bool:
     """True while those who look for work now and then may not have seen it yet: nothing is done of it."""
     found = status.verification or {}
     if status.state is JobState.VERIFYING:
-        began, done = found.get("started_at"), found.get("rows")
+        began, done = found.get("started_at"), status.progress
         since = datetime.fromisoformat(began) if began else None
     else:
         since, done = status.started_at or status.created_at, status.chunks

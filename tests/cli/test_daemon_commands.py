@@ -208,7 +208,8 @@ def test_verification_and_repair_by_the_daemon_say_what_direct_ones_say(
     differs = backfill("verify", "cents", "--settle", "50ms", *by)
     direct = backfill("verify", "cents", "--settle", "50ms")
     assert (differs.code, direct.code) == (6, 6)
-    assert timeless(differs.err.splitlines()[-3:]) == timeless(direct.err.splitlines()[-3:])
+    without_keys = direct.err.replace("; --show-rows lists their keys", "")  # which a daemon does not give
+    assert timeless(differs.err.splitlines()[-3:]) == timeless(without_keys.splitlines()[-3:])
     repaired = backfill("verify", "cents", "--repair", "--settle", "50ms", "--json", *by)
     assert (repaired.code, repaired.json["repaired"]) == (0, 3), repaired.err
     assert wrong_rows(shop) == 0

@@ -208,7 +208,7 @@ async def test_what_the_daemon_refuses_is_told_by_its_exit_code(
 
 async def test_nobody_there_is_told_after_some_tries(tmp_path: Path) -> None:
     script = Caller("curl", tmp_path, f"unix://{tmp_path}/none.sock")
-    assert await script.run() == 5, script.output
+    assert await script.run(BACKFILL_PATIENCE="2") == 5, script.output
 
 
 @pytest.mark.parametrize(("code", "tries"), [(5, 3), (75, 3), (7, 1)])

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.service.test_page import accessible
 from tests.support.daemon import running_daemon
 from tests.support.databases import FreshDatabase
-from tests.support.page import Visit, cents, for_browsers, needs_chromium, open_shop, submit, visit
+from tests.support.page import Visit, accessible, cents, for_browsers, needs_chromium, open_shop, submit, visit
 
 LONG = "the evening rush of all the shops in the north, " * 5 + "and-one-word-that-never-ends-" * 6
 
@@ -103,6 +102,7 @@ async def test_words_blame_no_signal_below_its_target_while_the_pace_is_found(da
             "limit 15 rows/s by measuring latency without us",
             "",
         ]
+        assert (await said_of(seen, stage="slowdown", limit_rows_per_s=0.8, leads="slowdown"))[1] == ""
         blamed = "limit 15 rows/s by read_latency 0.65ms of 3ms"
         assert await said_of(seen, stage="steady") == [blamed, "3 h 12 min"]
         assert await said_of(seen, pressure=1.4) == [blamed, ""]

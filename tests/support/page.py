@@ -135,3 +135,11 @@ async def visit(
             yield seen
         finally:
             await browser.close()
+
+
+async def accessible(seen: Visit) -> None:
+    """No rule of axe-core is broken in what the tab shows now."""
+    from axe_playwright_python.async_playwright import Axe
+
+    found = (await Axe().run(seen.page)).response["violations"]
+    assert not found, [(rule["id"], [node["html"] for node in rule["nodes"]][:3]) for rule in found]

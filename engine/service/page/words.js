@@ -66,10 +66,10 @@ export function rows(job) {
   return job.state === "done" || job.rows_done >= job.rows_estimated ? `${done} rows` : `${done} of ${count(job.rows_estimated)} rows`;
 }
 
-/** Whether the pace is still being found: its limit tells nothing yet of signals, nor of how long the job will take. */
+/** Whether the pace is being found, or measured anew: its limit tells nothing yet of signals, nor of how long the job will take. */
 export function starting({ pace, rows_per_s: now }) {
-  if (!["baseline", "slow start"].includes(pace.stage) || ORDERED.includes(pace.leads)) return false;
-  return pace.stage === "baseline" || pace.limit_rows_per_s === null || now >= pace.limit_rows_per_s / 2; // else it is as fast as it can be
+  if (!["baseline", "slow start", "slowdown"].includes(pace.stage) || ORDERED.includes(pace.leads)) return false;
+  return pace.stage !== "slow start" || pace.limit_rows_per_s === null || now >= pace.limit_rows_per_s / 2; // else it is as fast as it can be
 }
 
 /** How long it will take, where that is known. */

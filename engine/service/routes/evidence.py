@@ -130,7 +130,15 @@ async def change_triggers(call: Call) -> Reply:
     one transaction with the job: If-Match is looked at immediately before.
     """
     if not call.daemon.config.allow.dual_write:
-        raise NotAllowed([Problem("", "the operator does not allow triggers to be changed through the API")])
+        raise NotAllowed(
+            [
+                Problem(
+                    "",
+                    "the operator does not allow triggers to be changed through the API",
+                    "the operator writes [allow] dual_write = true",
+                )
+            ]
+        )
     asked: shapes.DualWriteChange = call.body
     if asked.spec is not None and asked.action == "remove":
         raise _misfit("/spec", "is for triggers that are to be installed", "those of a job go by its name alone")

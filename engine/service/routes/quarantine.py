@@ -20,7 +20,15 @@ _PROBLEMS = ("unknown_job", "ambiguous_job", "cannot_connect")
 async def list_rows(call: Call) -> Reply:
     """How many rows are set aside, and what was wrong with each. Keys only where the operator allows that."""
     if call.query["show_rows"] and not call.daemon.config.allow.show_rows:
-        raise NotAllowed([Problem("show_rows", "the operator does not allow keys of rows in answers")])
+        raise NotAllowed(
+            [
+                Problem(
+                    "show_rows",
+                    "the operator does not allow keys of rows in answers",
+                    "the operator writes [allow] show_rows = true",
+                )
+            ]
+        )
     station, limit = await find(call), int(call.query["limit"])
     async with station.ledger(call.identity) as ledger:
         job_id = (await ledger.job(call.path["job"])).id
