@@ -934,8 +934,8 @@ async def test_nobody_is_served_any_more_when_the_report_ends(monkeypatch: pytes
                 except OSError:
                     served_at_the_end.append(False)
 
-    monkeypatch.setattr("engine.fleet.reporter.Reporter", Reporting)
-    monkeypatch.setattr("engine.fleet.vitals.VitalsWatch", Silent)
+    monkeypatch.setattr("engine.fleet.observing.Reporter", Reporting)
+    monkeypatch.setattr("engine.fleet.observing.VitalsWatch", Silent)
     observer = Observer(Terminal(), MetricsOptions("127.0.0.1:0"))
     assert observer._exposition is not None
     urls.append(observer._exposition.url)
@@ -956,8 +956,8 @@ async def test_a_reporter_whose_loop_stands_still_is_believed_as_long_as_its_lea
         async def run(self) -> None:
             self.show([JobReport(STATUS, 0.0)])  # and never again
 
-    monkeypatch.setattr("engine.fleet.reporter.Reporter", Reporting)
-    monkeypatch.setattr("engine.fleet.vitals.VitalsWatch", Silent)
+    monkeypatch.setattr("engine.fleet.observing.Reporter", Reporting)
+    monkeypatch.setattr("engine.fleet.observing.VitalsWatch", Silent)
     clock = ManualClock()
     observer = Observer(Terminal(), MetricsOptions("127.0.0.1:0"), clock)
     metrics = observer._metrics
