@@ -59,6 +59,9 @@ async def test_pages_over_two_ledgers_hold_every_job_once(databases: TwoDatabase
         assert rest["next"] is None
         only = await of(await daemon.client.get("/v1/jobs?connection=one"))
         assert {job["connection"] for job in only["jobs"]} == {"one"}
+        misspelt = await daemon.client.get("/v1/jobs?connection=othr")
+        assert misspelt.status_code == 404
+        assert misspelt.json()["hint"] == "did you mean other?"
 
 
 async def test_jobs_are_listed_by_state(database: FreshDatabase) -> None:

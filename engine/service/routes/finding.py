@@ -20,6 +20,7 @@ from engine.service.lender import Lender
 from engine.service.routing import Call, Parameter, Reply
 from engine.service.station import Station
 from engine.spec import Dsn, JobSpec
+from engine.spec.misfit import nearest
 from engine.spec.signals import SignalSpec
 from engine.wire import shapes
 
@@ -55,6 +56,14 @@ def visible(call: Call) -> dict[str, Station]:
         for name, station in call.daemon.stations.items()
         if call.identity.may_use(name) and wanted in (None, name)
     }
+
+
+def no_connection(call: Call, name: str) -> problems.NotFound:
+    """The caller names a connection that is not there, or that he may not use."""
+    usable = sorted(one for one in call.daemon.stations if call.identity.may_use(one))
+    guess = nearest(name, usable)
+    listed = f"yours are {', '.join(usable)}" if usable else "none is yours: ask the daemon's operator"
+    return problems.NotFound(f"no connection named {name!r}", hint=f"did you mean {guess}?" if guess else listed)
 
 
 async def ask_all(

@@ -27,6 +27,7 @@ from engine.service.routes.finding import (
     dsns_of,
     find,
     job_reply,
+    no_connection,
     shown,
     visible,
 )
@@ -60,7 +61,9 @@ async def get_job(call: Call) -> Reply:
 
 async def list_jobs(call: Call) -> Reply:
     """A page of jobs, the newest first, over all connections that the caller may see."""
-    limit, stations = int(call.query["limit"]), visible(call)
+    limit, stations, connection = int(call.query["limit"]), visible(call), call.query["connection"]
+    if connection is not None and not stations:
+        raise no_connection(call, connection)
     wanted = call.query["state"]
     states = None if wanted is None else frozenset(map(JobState, wanted.split(",")))
     before = _cursor(call.query["cursor"])
@@ -236,7 +239,7 @@ ROUTES = (
             ),
             Parameter("connection", "string", "Only jobs of this connection.", pattern=CONNECTION.pattern),
         ),
-        problems=("cannot_connect",),
+        problems=("cannot_connect", "not_found"),
     ),
     Route(
         "GET",

@@ -12,8 +12,7 @@ from engine.flow.rehearse import rehearse as play
 from engine.plan.preflight import refusals
 from engine.service.access import Scope
 from engine.service.admission import admit
-from engine.service.problems import NotFound
-from engine.service.routes.finding import dsns_of
+from engine.service.routes.finding import dsns_of, no_connection
 from engine.service.routing import SPEC, Call, Parameter, Reply, Route
 from engine.service.station import Station
 from engine.wire import shapes
@@ -55,7 +54,7 @@ async def doctor(call: Call) -> Reply:
     """Can it be reached, what is it, what may we do there, and what will a job meet."""
     name = call.path["name"]
     if name not in call.daemon.stations or not call.identity.may_use(name):
-        raise NotFound(f"no connection named {name!r}", hint="GET /v1/connections lists them")
+        raise no_connection(call, name)
     station = call.daemon.stations[name]
     async with station.preparing:
         found = await examine(station.database, "backfill.toml", None)
