@@ -93,7 +93,6 @@ class VacuumKeeper:
         self._on_change = on_change
         self._looking = Session(database, "growth", clock=clock, deadline_s=LOOK_DEADLINE_S, data=True)
         self._policies: dict[int, GrowthPolicy] = {}
-        self._names: dict[int, TableName] = {}
         self._apportioner = Apportioner()
         self._news = asyncio.Event()
         self._looked_at: float | None = None  # None: not running yet, so nothing can be late

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from engine.pace.growth import UNKNOWN_ROW_BYTES
+
 SILENCE_S: Final = 2.0
 """A partition whose counter has stood still for so long is not written to any longer."""
-
-UNKNOWN_ROW_BYTES: Final = 100.0
 
 
 @dataclass(frozen=True, slots=True)
