@@ -146,4 +146,7 @@ def _quoted(text: str) -> str:
     if _PLAIN.match(text) and yaml.safe_load(text) == text:
         return text
     style = "'" if '"' in text and text.isprintable() else '"'
-    return yaml.safe_dump(text, default_style=style, allow_unicode=True, width=_ENDLESS).rstrip("\n")
+    scalar = yaml.ScalarNode(
+        "tag:yaml.org,2002:str", text, style=style
+    )  # a node: `dump` obeys whoever changed its styles
+    return yaml.serialize(scalar, Dumper=yaml.SafeDumper, allow_unicode=True, width=_ENDLESS).rstrip("\n")

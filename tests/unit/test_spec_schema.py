@@ -227,6 +227,17 @@ def test_a_template_loads_back_for_names_that_yaml_would_twist(name):
     assert (spec.source.table, spec.key, list(spec.set)) == (facts.source, (name,), [name])
 
 
+def test_a_template_does_not_depend_on_what_another_library_made_of_yaml(monkeypatch):
+    """Some libraries change how PyYAML writes every text of the process (a block with ``|`` where it has lines)."""
+
+    def as_block(dumper, text):
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|")
+
+    monkeypatch.setattr(yaml.SafeDumper, "yaml_representers", yaml.SafeDumper.yaml_representers | {str: as_block})
+    assert yaml.safe_dump("a\nb").startswith("|"), "the change took effect"
+    test_a_template_loads_back_for_names_that_yaml_would_twist('a"b\nc')
+
+
 @given(
     facts=st.builds(
         TemplateFacts,
