@@ -2,7 +2,9 @@
 everything else about the package is in ``pyproject.toml``.
 
 ``BACKFILL_DEBUG=1`` builds them with bounds, initialisation and overflow checks and without optimisation, which is
-what ``make test-debug`` tests.
+what ``make test-debug`` tests.  ``BACKFILL_SANITIZE=1`` builds them as they are, with every memory access and every
+undefined operation of C checked as it happens: only a Python that was started with the sanitizer's library loads these,
+as ``make test-sanitized`` does with a copy of the tree.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 DEBUG = os.environ.get("BACKFILL_DEBUG", "") not in ("", "0")
+SANITIZE = os.environ.get("BACKFILL_SANITIZE", "") not in ("", "0")
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 KERNELS = Path("engine/_native")
 
 DIRECTIVES: dict[str, object] = {
@@ -35,14 +39,16 @@ DIRECTIVES: dict[str, object] = {
 
 def kernels() -> list[Extension]:
     """One extension per ``.pyx`` file."""
-    optimisation = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
+    optimisation = ["-O0", "-g"] if DEBUG else ["-O1", "-g"] if SANITIZE else ["-O3", "-g0"]
+    sanitizers = SANITIZERS if SANITIZE else []
     return [
         Extension(
             f"engine._native.{source.stem}",
             [str(source)],
             include_dirs=[np.get_include()],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-            extra_compile_args=[*optimisation, "-std=c11", "-Wall", "-Wno-unused-function"],
+            extra_compile_args=[*optimisation, *sanitizers, "-std=c11", "-Wall", "-Wno-unused-function"],
+            extra_link_args=sanitizers,
         )
         for source in sorted(KERNELS.glob("*.pyx"))
     ]

@@ -167,6 +167,19 @@ cdef inline Py_ssize_t row_extent(const uint8_t *row, Py_ssize_t available, int 
     return at if at <= available else INCOMPLETE
 
 
+# Where in the stream a scanner is; a state that is below AT_ROW is within the header.
+cdef enum:
+    IN_SIGNATURE
+    IN_FLAGS
+    IN_EXTENSION_LENGTH
+    IN_EXTENSION
+    AT_ROW
+    IN_LENGTH
+    IN_VALUE
+    AFTER_TRAILER
+    FAILED
+
+
 cdef class FrameScanner:
     cdef readonly Py_ssize_t rows
     cdef readonly Py_ssize_t bytes

@@ -23,17 +23,6 @@ cdef enum:
     AHEAD_BYTES = 1024
     CACHE_LINE_BYTES = 64
 
-cdef enum:
-    IN_SIGNATURE
-    IN_FLAGS
-    IN_EXTENSION_LENGTH
-    IN_EXTENSION
-    AT_ROW
-    IN_LENGTH
-    IN_VALUE
-    AFTER_TRAILER
-    FAILED
-
 
 class CopyFormatError(ValueError):
     """A COPY stream breaks the format.  ``offset``: bytes from the start of the stream to the offending item."""

@@ -4,142 +4,27 @@ from __future__ import annotations
 
 import pickle
 import struct
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine._native.copybin import CopyFormatError, FrameScanner, TextScanner
-
-SIGNATURE = b"PGCOPY\n\xff\r\n\0"
-TRAILER = struct.pack(">h", -1)
-MAX_FIELD_BYTES = 2**30 - 1
-MASK = 2**64 - 1
-
-Row = tuple[bytes | None, ...]
-
-
-# ---------------------------------------------------------------------------------------------------- oracle
-
-
-@dataclass
-class Reading:
-    """What a reader of the whole stream sees; ``error_at`` is where it must stop, ``finish_at`` where the end is
-    wrong (None: right)."""
-
-    rows: int = 0
-    bytes: int = 0
-    largest: int = 0
-    last_key: tuple[bytes | None, ...] | None = None
-    digest: int = 0
-    error_at: int | None = None
-    finish_at: int | None = None
-
-
-class End(Exception):
-    pass
-
-
-def fold(a: int, b: int) -> int:
-    product = a * b
-    return (product & MASK) ^ (product >> 64)
-
-
-def row_hash(row: bytes) -> int:
-    state = 0x9E3779B97F4A7C15
-    padded = row + bytes(-len(row) % 16)
-    for low, high in struct.iter_unpack("<QQ", padded):
-        state = fold(low ^ 0xA0761D6478BD642F, high ^ state)
-    return fold(state ^ 0xE7037ED1A0B428DB, len(row) ^ 0x9E3779B97F4A7C15)
-
-
-def read_stream(stream: bytes, fields: int, key_fields: tuple[int, ...] = ()) -> Reading:
-    """The oracle: slow, and as the format's description reads."""
-    reading = Reading()
-    at = 0
-
-    def take(count: int) -> bytes:
-        nonlocal at
-        if at + count > len(stream):
-            raise End
-        at += count
-        return stream[at - count : at]
-
-    def number(form: str) -> int:
-        return int(struct.unpack(form, take(struct.calcsize(form)))[0])
-
-    def broken(offset: int) -> Reading:
-        reading.bytes = reading.error_at = reading.finish_at = offset
-        return reading
-
-    try:
-        for offset, (seen, expected) in enumerate(zip(stream, SIGNATURE, strict=False)):
-            if seen != expected:
-                return broken(offset)
-        take(len(SIGNATURE))
-        if number(">I") >> 16:
-            return broken(at - 4)
-        extension = number(">i")
-        if extension < 0:
-            return broken(at - 4)
-        take(extension)
-        while True:
-            start = at
-            count = number(">h")
-            if count == -1:
-                if at < len(stream):
-                    return broken(at)
-                reading.bytes = at
-                return reading
-            if count != fields:
-                return broken(start)
-            values: list[bytes | None] = []
-            for _ in range(fields):
-                length = number(">i")
-                if length < -1 or length > MAX_FIELD_BYTES:
-                    return broken(at - 4)
-                values.append(None if length == -1 else take(length))
-            row = stream[start:at]
-            reading.rows += 1
-            reading.largest = max(reading.largest, len(row))
-            reading.digest = (reading.digest + row_hash(row)) & MASK
-            if key_fields:
-                reading.last_key = tuple(values[field] for field in key_fields)
-    except End:
-        reading.bytes = reading.finish_at = len(stream)
-        return reading
-
-
-# ------------------------------------------------------------------------------------------------- strategies
-
-
-def encode(rows: list[Row], *, flags: int = 0, extension: bytes = b"", trailer: bytes = TRAILER) -> bytes:
-    parts = [SIGNATURE, struct.pack(">Ii", flags, len(extension)), extension]
-    for row in rows:
-        parts.append(struct.pack(">h", len(row)))
-        parts += [struct.pack(">i", -1) if value is None else struct.pack(">i", len(value)) + value for value in row]
-    return b"".join(parts) + trailer
-
-
-@st.composite
-def tables(draw: st.DrawFn) -> tuple[int, tuple[int, ...], bytes]:
-    """Number of fields, key fields and a right stream."""
-    fields = draw(st.integers(0, 5))
-    value = st.none() | st.binary(max_size=40) | st.binary(min_size=1, max_size=3).map(lambda b: b * 50)
-    rows = draw(st.lists(st.tuples(*[value] * fields), max_size=12))
-    key_fields = tuple(draw(st.lists(st.integers(0, fields - 1), unique=True))) if fields else ()
-    stream = encode(rows, flags=draw(st.integers(0, 0xFFFF)), extension=draw(st.binary(max_size=6)))
-    return fields, key_fields, stream
-
-
-def cut(data: st.DataObject, stream: bytes) -> list[bytes]:
-    """The stream in pieces of any sizes, empty ones included."""
-    size = data.draw(st.sampled_from([1, 2, 3, 7, 64, 1 << 16]), label="piece size")
-    if data.draw(st.booleans(), label="even pieces"):
-        return [stream[i : i + size] for i in range(0, len(stream), size)]
-    edges = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12), label="edges"))
-    return [stream[a:b] for a, b in zip([0, *edges], [*edges, len(stream)], strict=True)]
+from tests.support.copystream import (
+    HEADER,
+    MASK,
+    MAX_FIELD_BYTES,
+    SIGNATURE,
+    TRAILER,
+    Reading,
+    Row,
+    cut,
+    damaged_tables,
+    encode,
+    read_stream,
+    row_hash,
+    tables,
+)
 
 
 def feed_all(scanner: FrameScanner | TextScanner, pieces: list[bytes]) -> None:
@@ -184,18 +69,13 @@ def test_reads_any_rows_in_any_pieces_as_the_oracle_does(
     assert scan(cut(data, stream), fields, key_fields) == expected
 
 
-@given(table=tables(), data=st.data())
+@given(table=damaged_tables(), data=st.data())
 @settings(deadline=None, max_examples=300)
 def test_a_damaged_stream_stops_both_at_the_same_byte(
     table: tuple[int, tuple[int, ...], bytes], data: st.DataObject
 ) -> None:
-    fields, key_fields, stream = table
-    damaged = bytearray(stream)
-    for position in data.draw(st.lists(st.integers(0, len(stream) - 1), min_size=1, max_size=4), label="flips"):
-        damaged[position] ^= 1 << data.draw(st.integers(0, 7), label="bit")
-    del damaged[data.draw(st.integers(0, len(damaged)), label="truncated at") :]
-    damaged += data.draw(st.binary(max_size=3), label="appended")
-    assert scan(cut(data, bytes(damaged)), fields, key_fields) == read_stream(bytes(damaged), fields, key_fields)
+    fields, key_fields, damaged = table
+    assert scan(cut(data, damaged), fields, key_fields) == read_stream(damaged, fields, key_fields)
 
 
 @given(noise=st.binary(max_size=300), data=st.data())
@@ -283,9 +163,6 @@ def test_reads_any_buffer_and_keeps_none(kind: type) -> None:
     piece.clear()  # raises BufferError while somebody holds the buffer
     scanner.finish()
     assert scanner.last_key == (b"k",)
-
-
-HEADER = encode([], trailer=b"")
 
 
 @pytest.mark.parametrize(
