@@ -175,7 +175,7 @@ def test_a_connection_of_others_is_as_unknown_as_one_that_is_not_there(name):
         ({"source": {"connection": "main", "table": "public.a", "dsn": "host=evil"}}, "/source/dsn"),
         ({"source": {"dsn": "${HOME}", "table": "public.a"}}, "/source/dsn"),
         ({"source": {"table": "public.a"}}, "/source/connection"),
-        ({"transform": "os:system"}, "/transform"),
+        ({"transform": "/tmp/evil.py"}, "/transform"),
         ({"where": "a = '${PGPASSWORD}'"}, "/where"),
         ({"accept": ["${PGPASSWORD}"]}, "/accept/0"),
         ({"nonsense": 1}, "/nonsense"),

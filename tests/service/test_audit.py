@@ -11,8 +11,7 @@ from engine.service.access import Peer
 from engine.service.audit import Seldom
 from engine.service.daemon import Daemon
 from engine.spec import Dsn
-from tests.service.test_orders import begin
-from tests.service.test_submission import shop, spec
+from tests.support.api import begin, shop, spec
 from tests.support.asking import NOWHERE, a_route, asking, config_with
 from tests.support.daemon import running_daemon
 from tests.support.databases import TwoDatabases

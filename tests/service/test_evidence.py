@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from engine.service.access import Identity, Scope
-from tests.service.test_orders import begin, of
-from tests.service.test_submission import idle, shop, spec
+from tests.support.api import begin, idle, of, shop, spec
 from tests.support.daemon import RunningDaemon, config_of, running_daemon, until_job
 from tests.support.databases import FreshDatabase
 

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 import pytest
 
 from engine.service import watcher as watching
 from engine.service.watcher import LOOK_EVERY_S, LOOK_SOONEST_S
-from tests.service.test_orders import begin, idle, of
-from tests.support.daemon import config_of, running_daemon
+from tests.support.api import begin, idle, of, two_connections
+from tests.support.daemon import running_daemon
 from tests.support.databases import FreshDatabase, TwoDatabases
-
-
-def two_connections(databases: TwoDatabases, **settings: Any) -> dict[str, Any]:
-    """A configuration of two ledgers whose jobs nobody works."""
-    connections = {
-        "one": {"dsn": databases.source.dsn, "tables": ["*.*"]},
-        "other": {"dsn": databases.target.dsn, "tables": ["*.*"]},
-    }
-    return config_of(databases.source, **{"connections": connections} | settings)
 
 
 async def test_a_database_without_a_ledger_has_no_jobs(database: FreshDatabase) -> None:

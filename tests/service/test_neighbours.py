@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from engine.service.routes import finding
-from tests.service.test_jobs import two_connections
-from tests.service.test_orders import begin, idle, of
+from tests.support.api import begin, idle, of, two_connections
 from tests.support.daemon import running_daemon
 from tests.support.databases import FreshDatabase, TwoDatabases
 

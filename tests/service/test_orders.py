@@ -5,40 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import httpx
-
-from engine.db import Database
-from engine.flow import opening
-from engine.ledger import Ledger
-from engine.model import Side
-from tests.support.daemon import config_of, running_daemon
+from tests.support.api import begin, idle, of
+from tests.support.daemon import running_daemon
 from tests.support.databases import FreshDatabase
-from tests.support.jobs import in_place, prepare
-
-
-def idle(database: FreshDatabase, **settings: Any) -> dict[str, Any]:
-    """A configuration whose daemon works no job."""
-    return config_of(database, connections={"main": {"dsn": database.dsn, "tables": ["*.*"]} | settings})
-
-
-async def begin(database: FreshDatabase, name: str = "job", *, rows: int = 100, **settings: Any) -> None:
-    """A job that is planned, and that nobody works."""
-    database.sql(
-        "CREATE TABLE IF NOT EXISTS shop (id bigint PRIMARY KEY, amount int, cents int);"
-        f"INSERT INTO shop SELECT n, n FROM generate_series(1, {rows}) n ON CONFLICT DO NOTHING;"
-    )
-    prepared = await prepare(in_place(database, "shop", {"cents": "amount * 100"}, name=name, **settings))
-    connection = await Database(database.dsn, side=Side.TARGET).connect("test")
-    ledger = Ledger(connection)
-    await ledger.ensure()
-    await opening.open_job(ledger, prepared, {Side.TARGET: connection})
-    await connection.close()
-
-
-async def of(answer: httpx.Response, status: int = 200) -> Any:
-    """What was answered, with the status that was to be."""
-    assert answer.status_code == status, answer.text
-    return answer.json()
 
 
 async def test_a_job_is_paused_and_resumed_and_history_says_who_and_why(database: FreshDatabase) -> None:
@@ -143,7 +112,7 @@ async def test_an_order_that_makes_no_sense_changes_nothing(database: FreshDatab
 
 async def test_the_operators_ceiling_holds_for_orders(database: FreshDatabase) -> None:
     await begin(database)
-    async with running_daemon(idle(database, max_rows_per_s=1000)) as daemon:
+    async with running_daemon(idle(database, main={"max_rows_per_s": 1000})) as daemon:
         problem = await of(await daemon.client.patch("/v1/jobs/job/pace", json={"max_rows_per_s": 1001}), 403)
         assert problem["code"] == "not_allowed"
         assert problem["errors"][0]["pointer"] == "/max_rows_per_s"

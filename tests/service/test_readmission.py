@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.service.tokens import digest, make_token
-from tests.service.test_orders import begin, of
+from tests.support.api import begin, of
 from tests.support.daemon import client_for, config_of, put_job, running_daemon, until_job
 from tests.support.databases import FreshDatabase, TwoDatabases
 from tests.support.jobs import in_place

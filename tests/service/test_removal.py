@@ -9,7 +9,7 @@ import pytest
 
 from engine.service import station
 from engine.service.routes import evidence, planning, quarantine
-from tests.service.test_submission import idle, of, shop, spec
+from tests.support.api import idle, of, shop, spec
 from tests.support.daemon import RunningDaemon, config_of, running_daemon, until_job
 from tests.support.databases import FreshDatabase, TwoDatabases
 

@@ -7,42 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import pytest
 
+from tests.support.api import idle, of, shop, spec
 from tests.support.daemon import RunningDaemon, config_of, running_daemon, until_job
 from tests.support.databases import FreshDatabase, TwoDatabases
-
-
-def idle(database: FreshDatabase, **settings: Any) -> dict[str, Any]:
-    """A configuration whose daemon works no job."""
-    return config_of(database, **{"connections": {"main": {"dsn": database.dsn, "tables": ["public.*"]}}} | settings)
-
-
-def shop(database: FreshDatabase, rows: int = 500) -> None:
-    """A table to fill."""
-    database.sql(
-        "CREATE TABLE shop (id bigint PRIMARY KEY, amount int, cents int);"
-        f"INSERT INTO shop SELECT n, n FROM generate_series(1, {rows}) n;"
-    )
-
-
-def spec(name: str | None = "cents", **settings: Any) -> dict[str, Any]:
-    """A job in place, without signals."""
-    job = {
-        "name": name,
-        "source": {"connection": "main", "table": "public.shop"},
-        "set": {"cents": "amount * 100"},
-        "pace": {"signals": "off"},
-        "accept": ["DUAL_WRITE_MISSING"],
-    }
-    return {key: value for key, value in (job | settings).items() if value is not None}
-
-
-async def of(answer: httpx.Response, status: int = 200) -> Any:
-    """What was answered, with the status that was to be."""
-    assert answer.status_code == status, answer.text
-    return answer.json()
 
 
 async def test_a_submitted_job_is_worked_to_its_end(database: FreshDatabase) -> None:

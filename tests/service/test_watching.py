@@ -18,7 +18,7 @@ from engine.ledger import Ledger
 from engine.model import Side
 from engine.service.routes import watching
 from engine.service.watcher import MOST_WAITING, News
-from tests.service.test_orders import begin, idle, of
+from tests.support.api import begin, idle, of
 from tests.support.daemon import RunningDaemon, config_of, running_daemon
 from tests.support.databases import FreshDatabase
 
