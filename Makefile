@@ -16,6 +16,7 @@ PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 pyth
 BUILD_REQUIREMENTS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
 KERNELS := $(wildcard engine/_native/*.pyx engine/_native/*.pxd)
 DEBUG_KERNELS := $(VENV)/.debug-kernels
+SANITIZED := build/sanitized
 
 # What each kind of work adds to the package itself; see [project.optional-dependencies].
 EXTRAS_demo := embedded
@@ -23,8 +24,8 @@ EXTRAS_test := embedded,test,grafana
 EXTRAS_pictures := embedded,test,grafana,bench
 EXTRAS_lint := lint
 
-.PHONY: help demo test quick test-debug faults lint format type docs bench bench-smoke dashboards \
-	fuzz openapi soak page-pictures pictures build check-wheel clean
+.PHONY: help demo test quick test-debug test-sanitized faults lint format type docs bench bench-smoke dashboards \
+	fuzz fuzz-native openapi soak page-pictures pictures build check-wheel clean
 .DELETE_ON_ERROR:
 
 help: ## what can be made
@@ -46,6 +47,18 @@ test-debug: $(VENV)/.ready-test ## the kernels' tests, with bounds and overflow 
 	$(BIN)/python -m pytest tests/native $(ARGS)
 	$(BIN)/python setup.py --quiet build_ext --inplace --force
 	rm $(DEBUG_KERNELS)
+
+# Beside this tree, so that what is installed here stays loadable; each kernel's C is taken from the ordinary build.
+test-sanitized: $(VENV)/.ready-test ## the kernels' tests, with every access to memory checked as it happens
+	rm -rf $(SANITIZED)
+	mkdir -p $(SANITIZED)/build
+	cp -a engine tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
+	find $(SANITIZED) -name '*.so' -delete
+	! test -d build/cython-release || cp -a build/cython-release $(SANITIZED)/build
+	cd $(SANITIZED) && BACKFILL_SANITIZE=1 $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace --parallel 2
+	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider tests/native $(ARGS)
 
 faults: $(VENV)/.ready-test ## kill, cut and starve, with more rounds than `make test`
 	HYPOTHESIS_PROFILE=thorough BACKFILL_FAULT_ROUNDS=$${BACKFILL_FAULT_ROUNDS:-10} \
@@ -86,6 +99,10 @@ openapi: $(VENV)/.ready-test ## write docs/daemon/openapi.json and docs/daemon/a
 fuzz: $(VENV)/.ready-test ## ask a daemon whatever its document allows, and what it does not, for ten minutes
 	BACKFILL_FUZZ_S=$${BACKFILL_FUZZ_S:-600} BACKFILL_FUZZ_SEED=$${BACKFILL_FUZZ_SEED:-$$(date +%s)} \
 		$(BIN)/python -m pytest -s tests/service/test_fuzz.py $(ARGS)
+
+fuzz-native: $(VENV)/.ready-test ## feed the kernels damaged streams and impossible values, thousands of each kind
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest --timeout=1800 tests/native/test_rows.py \
+		tests/native/test_rows_fuzz.py $(ARGS)
 
 soak: $(VENV)/.ready-test ## hundreds of small jobs under random orders, and a daemon that is killed again and again
 	$(BIN)/python -m tests.service.soak $(ARGS)

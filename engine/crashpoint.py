@@ -19,6 +19,8 @@ POINTS: Final = (
     "boundary.after",
     "read.before",  # copy: before COPY OUT is asked for
     "read.first",  # copy: after its first piece
+    "transform.before",  # a batch of rows is about to be given to the transform
+    "transform.after",  # what came of it is here, and not yet on its way to the target
     "write.before",  # before the statement that changes rows
     "write.middle",  # copy: between two pieces of COPY IN
     "write.after",  # copy, sweep: rows are in (copy: in the staging table, where there is one), the ledger is not

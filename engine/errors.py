@@ -6,12 +6,15 @@
     ├── UsageError                2  a flag or argument makes no sense
     ├── SpecError                 3  the spec is invalid; carries every problem with line, column and hint
     ├── SpecChanged               3  the spec differs from the job of the same name in what makes it that job
+    ├── TransformNotAllowed       3  whoever runs this process has not allowed the Python function that a job names
+    ├── TransformNotLoaded        3  the Python function that a job names cannot be imported, or is no transform
     ├── PreflightRefused          4  the tables cannot be backfilled safely as they are
     ├── CannotConnect             5  a server cannot be reached or will not let us in
     ├── VerificationMismatch      6  the two sides differ
     ├── Stopped                   7  a guard stopped the job; resumable
     │   ├── BadRow                   one row cannot be written
     │   ├── TooManyBadRows           more rows cannot be written than may be set aside
+    │   ├── TransformFailed          a Python transform raised, hung or gave back something wrong
     │   ├── SchemaDrift              a table changed under the job
     │   └── LedgerDamaged            the ledger contradicts itself
     ├── HeldByOperator            8  paused or cancelled by a person
@@ -120,6 +123,22 @@ class SuperuserRefused(BackfillError):
     http_status = 403
 
 
+class TransformNotAllowed(BackfillError):
+    """A job names a Python function that the operator of this process has not allowed.  Nothing was imported."""
+
+    code = "transform_not_allowed"
+    exit_code = 3
+    http_status = 403
+
+
+class TransformNotLoaded(BackfillError):
+    """The Python function that a job names cannot be imported, or is no transform."""
+
+    code = "transform_not_loaded"
+    exit_code = 3
+    http_status = 422
+
+
 class CannotConnect(BackfillError):
     """A server cannot be reached, or will not let us in."""
 
@@ -155,6 +174,14 @@ class TooManyBadRows(Stopped):
     """As many rows are set aside as ``errors.max_quarantined`` allows, and there is one more."""
 
     code = "too_many_bad_rows"
+
+
+class TransformFailed(Stopped):
+    """A Python transform raised, hung, or gave back something that its columns cannot hold.  The message shows the
+    transform's own line, and never what an exception says: that may be a row's values.
+    """
+
+    code = "transform_failed"
 
 
 class SchemaDrift(Stopped):

@@ -176,13 +176,19 @@ class ChunkRetried(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowQuarantined(Event):
-    """One row could not be written and was set aside; the job went on behind it."""
+    """One row could not be written and was set aside; the job went on behind it.
+
+    ``in_chunk``: it is one of ``rows`` that a transform could not do, set aside together with the chunk that they are
+    rows of.
+    """
 
     name = "row.quarantined"
     worker: str
     span: int
     epoch: int
     sqlstate: str
+    rows: int = 1
+    in_chunk: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,10 @@ Plain frozen values without behaviour that needs a database, a clock or a loop. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 KeyValue = tuple[str, ...]
 """One key: each key column's value in the server's own text form (``value::text`` under the pinned session
@@ -316,6 +318,45 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Declaration:
+    """What a Python transform says of itself: which columns it reads and writes.  Part of what makes a job that job, so
+    that who may not load the function still knows what it touches.
+    """
+
+    reference: str  # module.path:function
+    reads: tuple[tuple[str, str], ...]  # columns of the source, each with the form it is read in ("" is the default)
+    writes: tuple[str, ...]  # columns of the written table
+    drops: bool = False  # it may leave rows out
+
+    def as_json(self) -> dict[str, Any]:
+        """Values that JSON can carry; ``from_json`` reads them."""
+        return {
+            "reference": self.reference,
+            "reads": [list(read) for read in self.reads],
+            "writes": list(self.writes),
+            "drops": self.drops,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Declaration:
+        """The inverse of ``as_json``.  Raises ``ValueError`` for anything else: it may come from a table that others
+        can write.
+        """
+        reads, writes = value.get("reads"), value.get("writes")
+        reference, drops = value.get("reference"), value.get("drops")
+        if (
+            isinstance(reference, str)
+            and isinstance(drops, bool)
+            and isinstance(reads, list)
+            and isinstance(writes, list)
+            and all(isinstance(read, list) and len(read) == 2 for read in reads)
+            and all(isinstance(text, str) for text in (*writes, *(text for read in reads for text in read)))
+        ):
+            return cls(reference, tuple((name, form) for name, form in reads), tuple(writes), drops)
+        raise ValueError("no declaration of a transform")
+
+
+@dataclass(frozen=True, slots=True)
 class Backend:
     """One server process of ours: ended by a successor, identified so that no other process is ever hit."""
 
@@ -344,3 +385,6 @@ class Observation:
     server_s: float  # time the chunk's statements ran, without waiting for admission
     commit_s: float = 0.0  # of the round trip that only committed; 0 where one statement moves and commits
     differing: int = 0  # rows that a verification has found to differ for good
+    transform_s: float = 0.0  # that a transform ran, decoding and encoding included; a part of ``server_s``
+    changed: int = 0  # in place: rows that somebody had changed between our reading and our writing them
+    set_aside: tuple[tuple[str, int], ...] = ()  # rows of it that a transform could not do: SQLSTATE, how many

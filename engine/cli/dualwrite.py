@@ -30,6 +30,7 @@ from engine.flow import dual_write_change as change
 from engine.flow.dual_write import look
 from engine.flow.endpoints import endpoints_of
 from engine.flow.prepare import Prepared, inspect
+from engine.flow.transforming import only_declared
 from engine.ledger.store import Ledger
 from engine.model import Side
 from engine.spec import JobSpec, units
@@ -120,7 +121,8 @@ async def _databases(place: Place, dsn: str | None) -> tuple[JobSpec, tuple[Data
     """The job's spec and its databases.  A job of the ledger has both tables where the ledger is, or we refuse it."""
     if place.spec is None:
         async with open_job(place) as ledger:
-            spec = JobSpec.from_ledger((await ledger.job(place.job)).spec)
+            record = await ledger.job(place.job)
+            spec = JobSpec.from_ledger(record.spec, transforms=only_declared(record.identity))
         return spec, (place.database, place.database)
     if dsn is None or (place.spec.target is not None and place.spec.target.dsn is not None):
         return place.spec, endpoints_of(place.spec)

@@ -25,6 +25,7 @@ from engine.db import Database
 from engine.errors import UsageError
 from engine.fleet.grants import Grantee, Part, collect, script
 from engine.flow.endpoints import endpoints_of
+from engine.flow.transforming import only_declared
 from engine.model import Mode, Side
 from engine.spec import JobSpec
 
@@ -89,8 +90,9 @@ async def _collect(place: Place, dsn: str | None, source_dsn: str | None) -> tup
     spec = place.spec
     if spec is None:
         async with open_job(place) as ledger:
-            spec = JobSpec.from_ledger((await ledger.job(place.job)).spec)
-            is_copy = (await ledger.job(place.job)).mode is Mode.COPY
+            record = await ledger.job(place.job)
+            spec = JobSpec.from_ledger(record.spec, transforms=only_declared(record.identity))
+            is_copy = record.mode is Mode.COPY
         target = place.database
         source = Database(dsn_of(source_dsn, "--source-dsn"), side=Side.SOURCE) if source_dsn else target
         if is_copy and not source_dsn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from engine.cli.loop import run_async
 from engine.cli.places import Place, Where, dsn_of, open_job, place_of
@@ -13,13 +14,19 @@ from engine.spec import Dsn, JobSpec
 
 
 def spec_of(
-    job: str, where: Where, source_dsn: str | None, *, urls: Sequence[str] = (), listens: bool = True
+    job: str,
+    where: Where,
+    source_dsn: str | None,
+    *,
+    urls: Sequence[str] = (),
+    transforms: Sequence[str] = (),
+    listens: bool = True,
 ) -> JobSpec:
     """The spec of a job with this terminal's connections: its file, or what the ledger keeps of it.
 
-    ``urls``: addresses that signals of the ledger's job may ask.  ``listens`` False: the command asks no signal, so the
-    spec of a job that is given by its name has none.  Raises ``UsageError`` where a job between two databases is named
-    and its source's connection is not known.
+    ``urls``: addresses that signals of the ledger's job may ask; ``transforms``: what it may run here.  ``listens``
+    False: the command asks no signal, so the spec of a job that is given by its name has none.  Raises ``UsageError``
+    where a job between two databases is named and its source's connection is not known.
     """
     place = place_of(job, where)
     if place.spec is not None:
@@ -28,6 +35,8 @@ def spec_of(
         target=Dsn.from_environment(os.environ) if where.dsn is None else dsn_of(where.dsn, "--dsn"),
         source=None if source_dsn is None else dsn_of(source_dsn, "--source-dsn"),
         urls=frozenset(urls),
+        transforms=frozenset(transforms),
+        search=Path.cwd(),
     )
     return run_async(_known(place, lent, listens=listens))
 

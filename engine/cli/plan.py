@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import click
+from rich.table import Table
 from rich.text import Text
 
 from engine.cli.loop import run_async
 from engine.cli.places import SLOW_PATIENCE_S, Remote
 from engine.cli.spec_options import spec_options
 from engine.cli.terminal import STYLES, Terminal, output_options
-from engine.errors import PreflightRefused
+from engine.errors import PreflightRefused, UsageError
 from engine.flow.endpoints import endpoints_of
 from engine.flow.planned import forecast_of, plan_json
 from engine.flow.prepare import inspect
+from engine.flow.sampled import SHOWN_ROWS
 from engine.model import Finding, Mode, Severity
 from engine.plan.preflight import refusals
 from engine.spec import JobSpec
@@ -26,19 +28,25 @@ MODE_WORDS: Final = {
     Mode.INSERT: "copy into another table of the same database",
     Mode.COPY: "copy into another database",
 }
+_WIDEST: Final = 200
+"""Characters of one value."""
+
 _SCANS: Final = "scans the whole table"
 
 
 @click.command()
 @spec_options
+@click.option("--show-rows", is_flag=True, help="Show some rows before and after the transform.")
 @output_options
-def plan(terminal: Terminal, spec: JobSpec, remote: Remote | None) -> int:
+def plan(terminal: Terminal, spec: JobSpec, remote: Remote | None, show_rows: bool) -> int:
     """Show what a job would do, and touch nothing.
 
     Key and index, the check of the chunk query's plan, spans, rows, a rough forecast, and findings with what to do
-    about each. Exits with 4 when the job would be refused.
+    about each; a transform is tried on some rows. Exits with 4 when the job would be refused.
     """
-    shown = run_async(_look(spec) if remote is None else _ask(spec, remote))
+    if show_rows and spec.transform is None:
+        raise UsageError("--show-rows without a transform", hint="SELECT shows what an SQL expression gives")
+    shown = run_async(_look(spec, show_rows=show_rows) if remote is None else _ask(spec, remote, show_rows=show_rows))
     if terminal.as_json:
         terminal.json(shown)
     else:
@@ -46,14 +54,14 @@ def plan(terminal: Terminal, spec: JobSpec, remote: Remote | None) -> int:
     return PreflightRefused.exit_code if shown["refused"] else 0
 
 
-async def _look(spec: JobSpec) -> dict[str, Any]:
-    seen = await inspect(spec, endpoints_of(spec))
+async def _look(spec: JobSpec, *, show_rows: bool) -> dict[str, Any]:
+    seen = await inspect(spec, endpoints_of(spec), tries=True, show_rows=SHOWN_ROWS if show_rows else 0)
     return plan_json(seen, forecast_of(seen))
 
 
-async def _ask(spec: JobSpec, remote: Remote) -> dict[str, Any]:
+async def _ask(spec: JobSpec, remote: Remote, *, show_rows: bool) -> dict[str, Any]:
     async with remote.client(patience_s=SLOW_PATIENCE_S) as client:
-        return (await client.plan(spec.for_ledger())).model_dump(mode="json")
+        return (await client.plan(spec.for_ledger(), show_rows=show_rows)).model_dump(mode="json")
 
 
 # -- for people -------------------------------------------------------------------------------------------------------
@@ -63,6 +71,8 @@ def show(terminal: Terminal, shown: Mapping[str, Any]) -> None:
     """The object of ``plan --json`` for people."""
     terminal.out.print(Text.assemble((shown["job"], "bold"), f": {MODE_WORDS[Mode(shown['mode'])]}"))
     terminal.details(_lines(shown))
+    for number, row in enumerate((shown.get("sample") or {}).get("shown") or (), 1):
+        terminal.out.print(_row_table(number, row))
     findings = [finding_of(found) for found in shown["findings"]]
     for finding in findings:
         terminal.out.print(finding_text(finding))
@@ -93,6 +103,8 @@ def _lines(shown: Mapping[str, Any]) -> list[tuple[str, str]]:
         count = numbers.counted(shown["spans"], "span")
         lines.append(("rows", f"about {numbers.count(shown['rows_estimated'])} in {count} (from {shown['basis']})"))
     lines.append(("workers", str(shown["workers"])))
+    if shown.get("transform") is not None:
+        lines += _transform_lines(shown["transform"], shown.get("sample"))
     if guess is not None:
         lines += [
             ("time", f"{_range(guess['seconds'], numbers.duration)} (rough)"),
@@ -101,6 +113,37 @@ def _lines(shown: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("basis", guess["basis"]),
         ]
     return lines
+
+
+def _transform_lines(transform: Mapping[str, Any], tried: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    reads, writes = ", ".join(transform["reads"]) or "nothing", ", ".join(transform["writes"])
+    lines = [("transform", f"{transform['reference']}: {reads} -> {writes}")]
+    if tried is not None:
+        words = [f"{tried[what]} {what}" for what in ("rejected", "dropped") if tried[what]]
+        lines.append(("tried on", ", ".join([numbers.counted(tried["rows"], "row"), *words])))
+    return lines
+
+
+def _row_table(number: int, row: Mapping[str, Any]) -> Table:
+    """What the transform was given of a row beside what it made of it."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for title in (f"  row {number}", "read", "", "written"):
+        shown.add_column(title, overflow="fold")
+    given = list(row["input"].items())
+    made = list(row["output"].items()) if row["output"] is not None else [("", row["reason"] or "dropped")]
+    for place in range(max(len(given), len(made))):
+        name, value = given[place] if place < len(given) else ("", "")
+        written, result = made[place] if place < len(made) else ("", "")
+        shown.add_row(f"  {name}", _value(value), written, _value(result))
+    return shown
+
+
+def _value(value: str | None) -> Text:
+    """One value in one line, as long as a terminal bears."""
+    if value is None:
+        return Text("NULL", style="dim")
+    plain = value.encode("unicode_escape").decode() if not value.isprintable() else value
+    return Text(plain if len(plain) <= _WIDEST else plain[: _WIDEST - 1] + "…")
 
 
 def _table(table: Mapping[str, Any]) -> str:

@@ -24,11 +24,13 @@ from engine.cli.places import (
     refuse_beside_daemon,
 )
 from engine.cli.terminal import Terminal, confirm, output_options
+from engine.cli.transform_option import transform_option
 from engine.cli.words import moment
 from engine.errors import Stopped, UsageError
 from engine.flow.endpoints import endpoints_of
 from engine.flow.prepare import inspect
 from engine.flow.quarantine import Outcome, Retried, Retry, check_ids
+from engine.flow.transforming import require_allowed
 from engine.ledger.records import Quarantined
 from engine.model import JobState
 from engine.spec import JobSpec
@@ -128,6 +130,7 @@ def _row_json(row: Quarantined, *, show_rows: bool) -> dict[str, Any]:
 @job_argument
 @ledger_option
 @click.option("--source-dsn", metavar="DSN", help="The source's database, where a job is given by its name.")
+@transform_option
 @_rows_option
 @output_options
 def retry(
@@ -135,20 +138,23 @@ def retry(
     job: str,
     where: Where,
     source_dsn: str | None,
+    transforms: tuple[str, ...],
     ids: tuple[int, ...],
     everything: bool,
 ) -> int:
     """Try rows again, each by itself, as the job would write them.
 
     A row that can be written now, or that the source no longer holds, leaves the quarantine. May be done while the job
-    runs. Exits with 7 when rows cannot be written now either.
+    runs. A transform runs again too: where the job is given by its name, --allow-transform has to allow it. Exits with
+    7 when rows cannot be written now either.
     """
     chosen = _chosen(ids, everything=everything)
     place = place_of(job, where)
     if isinstance(place.where, Remote):
-        refuse_beside_daemon(source_dsn=source_dsn)
+        refuse_beside_daemon(source_dsn=source_dsn, allow_transform=transforms)
         return run_async(_retry_there(terminal, place, chosen))
-    spec = spec_of(job, where, source_dsn, listens=False)
+    spec = spec_of(job, where, source_dsn, transforms=transforms, listens=False)
+    require_allowed(spec)
     return run_async(_retry(terminal, place, spec, chosen))
 
 

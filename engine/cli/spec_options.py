@@ -28,6 +28,7 @@ _OPTIONS: Final = (
     click.option("--name", metavar="NAME", help="The job's name. Default: from the tables and what the job means."),
     click.option("--set", "set_columns", multiple=True, metavar="COLUMN=EXPR", help="In place: a column to fill."),
     click.option("--columns", multiple=True, metavar="COLUMN=EXPR", help="Copy: what fills a column of the target."),
+    click.option("--transform", metavar="MODULE:FUNCTION", help="A Python function that computes columns."),
     click.option("--where", metavar="SQL", help="Only rows for which this is true."),
     click.option("--done", metavar="SQL", help="In place: true for a finished row."),
     click.option("--key", metavar="COLUMN[,COLUMN…]", help="The key to page through. Default: the primary key."),
@@ -66,8 +67,8 @@ def spec_options(command: Command) -> Command:
 # fmt: off
 _NAMES: Final = (
     "dsn", "table", "source_dsn", "source_table", "target_dsn", "target_table", "name", "set_columns", "columns",
-    "where", "done", "key", "on_conflict", "deletes", "workers", "chunk_target", "chunk_min_rows", "chunk_max_rows",
-    "chunk_max_bytes", "max_rows_per_s", "accept", "role", "lock_timeout",
+    "transform", "where", "done", "key", "on_conflict", "deletes", "workers", "chunk_target", "chunk_min_rows",
+    "chunk_max_rows", "chunk_max_bytes", "max_rows_per_s", "accept", "role", "lock_timeout",
 )
 # fmt: on
 _BESIDE_A_FILE: Final = ("workers",)

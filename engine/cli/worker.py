@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import click
 
@@ -14,6 +15,7 @@ from engine.cli.metrics import MetricsOptions, Observer, metrics_options
 from engine.cli.places import dsn_of
 from engine.cli.progress import Display
 from engine.cli.terminal import Terminal, output_options
+from engine.cli.transform_option import transform_option
 from engine.db import Database
 from engine.events import Event, JobFinished
 from engine.fleet import Lent, Pool
@@ -33,6 +35,7 @@ from engine.telemetry.entries import ended
 @click.option("--workers", type=click.IntRange(1, MAX_WORKERS), metavar="N", help="Workers. Default: as each job says.")
 @click.option("--env", "variables", multiple=True, metavar="NAME", help="A variable that a job's dsn may refer to.")
 @click.option("--allow-url", "urls", multiple=True, metavar="URL", help="An address that signals of jobs may ask.")
+@transform_option
 @click.option("--once", is_flag=True, help="End when no job is left to work.")
 @metrics_options
 @log_option
@@ -46,19 +49,23 @@ def worker(
     workers: int | None,
     variables: tuple[str, ...],
     urls: tuple[str, ...],
+    transforms: tuple[str, ...],
     once: bool,
 ) -> int:
     """Work the jobs of a ledger, one after another, beside whoever else does.
 
     Connections are this host's own: the ledger's database by --dsn, sources by --source-dsn, or by a job's own
     reference where it names SOURCE_DSN, TARGET_DSN, or a variable allowed by --env. Signals that ask Prometheus or
-    another HTTP server do so only below an address allowed by --allow-url.
+    another HTTP server do so only below an address allowed by --allow-url. Transforms of jobs are loaded only where
+    --allow-transform names them, and looked for in this folder too.
     """
     lent = Lent(
         target=dsn_of(dsn, "--dsn") if dsn else Dsn.from_environment(os.environ),
         source=dsn_of(source_dsn, "--source-dsn") if source_dsn else None,
         variables=frozenset((*DEFAULT_VARIABLES, *variables)),
         urls=frozenset(urls),
+        transforms=frozenset(transforms),
+        search=Path.cwd(),
     )
     with closing(Observer(terminal, metrics)) as observer:
         return run_async(_work(terminal, lent, observer, jobs, workers, once=once))

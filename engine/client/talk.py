@@ -311,9 +311,18 @@ class Talk:
 
     # -- before a job -------------------------------------------------------------------------------------------------
 
-    def plan(self, spec: Mapping[str, Any]) -> Plan[shapes.Plan]:
-        """What a job would do.  Touches nothing."""
-        return self._change("/v1/plans", spec, shapes.Plan, repeatable=True, timeout_s=SLOW_ANSWER_S)
+    def plan(self, spec: Mapping[str, Any], *, show_rows: bool = False) -> Plan[shapes.Plan]:
+        """What a job would do.  Touches nothing.  ``show_rows``: with rows before and after the transform, where the
+        operator allows it.
+        """
+        return self._change(
+            "/v1/plans",
+            spec,
+            shapes.Plan,
+            show_rows=True if show_rows else None,
+            repeatable=True,
+            timeout_s=SLOW_ANSWER_S,
+        )
 
     def rehearse(self, spec: Mapping[str, Any], *, chunks: int | None = None) -> Plan[shapes.Rehearsal]:
         """Some chunks of the job in transactions that roll back, and what the whole job would cost."""

@@ -32,7 +32,7 @@ LEDGER_RIGHTS: Final = (
     "GRANT INSERT, UPDATE, DELETE ON backfill.difference TO {both};",
     "GRANT INSERT, UPDATE, DELETE ON backfill.quarantine TO {both};",
     "GRANT INSERT ON backfill.event TO {both};  -- history is only ever added to",
-    "GRANT EXECUTE ON FUNCTION backfill.advance, backfill.set_aside, backfill.flat_orders TO {both};",
+    "GRANT EXECUTE ON FUNCTION backfill.advance, backfill.set_aside, backfill.set_aside_all, backfill.flat_orders TO {both};",
     "GRANT EXECUTE ON FUNCTION backfill.pause, backfill.resume, backfill.cancel, backfill.pace TO {both};",
 )
 """What the ledger asks of whoever works on jobs or gives orders: of the login too, which need not inherit anything."""
@@ -70,6 +70,12 @@ SELECT DISTINCT sn.nspname::text AS schema, s.relname::text AS name
 """
 
 
+_STAGED: Final[dict[Mode | None, str]] = {
+    Mode.COPY: "chunks that meet existing rows",
+    None: "rows on their way from the transform",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Grantee:
     """Who moves the rows, and who connects to become that role; the same one, often."""
@@ -95,7 +101,7 @@ class Part:
     sequences: tuple[TableName, ...]  # of defaults that the job leaves to the target
     repair: tuple[TableName, frozenset[str]] | None  # what verify --repair takes besides, if anything
     ledger: str | None  # what creates or upgrades the ledger; empty: it is up to date; None: not in this database
-    staging: bool
+    staging: str | None  # why the job needs a temporary table there
     stats: tuple[tuple[str, str], ...]  # predefined roles, and the signals that need them
     notes: tuple[str, ...]
     has_role: bool  # the spec names one, whom whoever prepares the job becomes
@@ -161,7 +167,7 @@ async def _part(
     if asked:
         notes.append(f"Signals with a query of yours may need more, on what it reads: {', '.join(asked)}.")
     dual_write = None
-    if source is not None and mode is not Mode.COPY:
+    if source is not None and mode is not Mode.COPY and spec.transform is None:
         table = tables[0][0]
         dual_write = (table, await _owner(source, table), None if mode is Mode.UPDATE else tables[1][0])
     return Part(
@@ -173,7 +179,7 @@ async def _part(
         sequences=tuple(sequences),
         repair=repair,
         ledger=ledger,
-        staging=mode is Mode.COPY and target is not None,
+        staging=_STAGED.get(mode if spec.transform is None else None) if target is not None else None,
         stats=tuple(_signal_rights(spec, is_written=target is not None)),
         notes=tuple(notes),
         has_role=spec.role is not None,
@@ -202,11 +208,13 @@ async def _table(connection: Connection, table: TableRef) -> TableName:
 
 async def _written(spec: JobSpec, source: Connection) -> list[str]:
     """The columns of the target that the job fills; by default those that the source has."""
+    declared = spec.transforms.declared
+    computed = declared.writes if declared is not None else ()
     if spec.columns:
-        return [*spec.columns]
+        return [*spec.columns, *computed]
     oid, _ = await find_table(source, spec.source.table)
     rows = await source.fetch("SELECT attname::text AS name FROM pg_attribute WHERE attrelid = $1::oid", oid)
-    return [row["name"] for row in rows]
+    return [*(row["name"] for row in rows), *computed]
 
 
 async def _schemas(connection: Connection, tables: list[TableName]) -> tuple[tuple[str, bool], ...]:
@@ -248,8 +256,8 @@ def script_of(part: Part, to: Grantee, *, repair: bool = False) -> Iterator[str]
     if to.login != to.rows:
         yield f"GRANT {rows} TO {login};"
     yield f"GRANT CONNECT ON DATABASE {ident(part.database)} TO {login};"
-    if part.staging:
-        yield f"GRANT TEMPORARY ON DATABASE {ident(part.database)} TO {rows};  -- chunks that meet existing rows"
+    if part.staging is not None:
+        yield f"GRANT TEMPORARY ON DATABASE {ident(part.database)} TO {rows};  -- {part.staging}"
     for schema, has_key_types in part.schemas:
         yield f"GRANT USAGE ON SCHEMA {ident(schema)} TO {to.both if has_key_types else rows};"
     for table, privileges in part.tables:

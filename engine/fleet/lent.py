@@ -12,13 +12,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 from engine.errors import UsageError
+from engine.flow.transforming import declared_by
 from engine.ledger.records import JobRecord
 from engine.model import Mode
-from engine.spec import Dsn, JobSpec
+from engine.spec import Dsn, JobSpec, TransformRights
 
 DEFAULT_VARIABLES: Final = ("SOURCE_DSN", "TARGET_DSN")
 _ASTRAY: Final = ("..", "\\", "\N{REPLACEMENT CHARACTER}")
@@ -45,8 +47,9 @@ class Lender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Lent:
-    """What this host lends to jobs of the ledger: connections, names of variables that references may mean, and URLs
-    (with everything below them) that signals may ask.
+    """What this host lends to jobs of the ledger: connections, names of variables that references may mean, URLs (with
+    everything below them) that signals may ask, and transforms (``module:function``, ``module:*``) that may be loaded,
+    ``search`` being the folder where their modules are looked for last.
     """
 
     target: Dsn
@@ -55,6 +58,8 @@ class Lent:
     urls: frozenset[str] = frozenset()
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
     max_workers: int | None = None
+    transforms: frozenset[str] = frozenset()
+    search: Path | None = None
 
     def spec_of(self, job: JobRecord) -> JobSpec:
         """The job's spec with this host's connections.  Raises ``UsageError`` when its source cannot be reached from
@@ -68,8 +73,12 @@ class Lent:
         if job.mode is not Mode.COPY:
             source = Dsn(self.target.secret(), reference=_reference(job, "source"))
             in_target = job.mode is Mode.INSERT and _reference(job, "target") is not None
-            return JobSpec.from_ledger(job.spec, source_dsn=source, target_dsn=target if in_target else None)
-        return JobSpec.from_ledger(job.spec, source_dsn=self._source_of(job), target_dsn=target)
+            return self._spec(job, source, target if in_target else None)
+        return self._spec(job, self._source_of(job), target)
+
+    def _spec(self, job: JobRecord, source: Dsn, target: Dsn | None) -> JobSpec:
+        rights = TransformRights(self.transforms, self.search, declared_by(job.identity))
+        return JobSpec.from_ledger(job.spec, source_dsn=source, target_dsn=target, transforms=rights)
 
     def _checked(self, spec: JobSpec) -> JobSpec:
         """The spec, unless one of its signals would have this host contact an address that nobody here named."""

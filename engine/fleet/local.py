@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import nullcontext
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from engine.clock import SystemClock
 from engine.db import Database
@@ -30,6 +30,8 @@ class LocalRun:
     ``attach``: only watch.  ``wait`` False: a paused job, or one that others work on, is not waited for.
     ``signals``: handle SIGINT and SIGTERM (main thread only).  ``supervisor`` is there once the job is prepared.
     """
+
+    _tries: ClassVar[bool] = True  # rows are to be written: a transform is tried on some of them before
 
     def __init__(
         self,
@@ -76,7 +78,7 @@ class LocalRun:
         databases = endpoints_of(self.spec)
         began = self._clock.now()
         await self._look_at_ledger(databases[1])
-        prepared = self._prepared(await inspect(self.spec, databases))
+        prepared = self._prepared(await inspect(self.spec, databases, tries=self._tries and not self._attach))
         await self._begin(prepared)
         supervisor = Supervisor(
             prepared,

@@ -32,6 +32,7 @@ from engine.flow.endpoints import endpoints_of
 from engine.flow.prepare import inspect
 from engine.flow.result import RunResult
 from engine.flow.supervisor import Supervisor
+from engine.flow.transforming import require_allowed
 from engine.ledger.records import JobRecord
 from engine.ledger.store import Ledger
 from engine.model import JobState, Side
@@ -331,6 +332,8 @@ class Pool:
 
     async def _run(self, job: JobRecord) -> RunResult | None:
         spec = self._lender.spec_of(job)
+        if job.state is not JobState.VERIFYING:  # to compare takes no transform
+            require_allowed(spec)
         seen = await inspect(spec, endpoints_of(spec))
         # What has become of triggers since the rows were moved is the gate's business.
         prepared = prepared_for_change(seen) if job.state is JobState.VERIFYING else seen.prepared()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import ClassVar
 
 from engine.errors import Busy, HeldByOperator, PreflightRefused, UsageError
 from engine.events import Emit, VerificationFinished, ignore
@@ -32,6 +33,8 @@ class LocalVerification(LocalRun):
     ``show``: so many keys of rows that differ are kept in ``differences``.  Afterwards ``verification`` holds what was
     found.
     """
+
+    _tries: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -99,6 +102,13 @@ async def begin(
     Raises ``UsageError`` and ``PreflightRefused`` for a repair that cannot be made, and ``Busy`` or ``HeldByOperator``
     for a job that is not done.
     """
+    if repair and prepared.transform is not None:
+        raise UsageError(
+            f"{', '.join(prepared.transform.declaration.writes)} is computed by {prepared.transform.reference}, and a"
+            " repair is SQL",
+            hint="verify without --repair tells which rows differ; take them out of the target (in place: set the"
+            " columns to NULL), and backfill restart writes them again",
+        )
     if repair and prepared.target is None and prepared.unrepeatable:
         names = ", ".join(sorted(prepared.unrepeatable))
         raise UsageError(

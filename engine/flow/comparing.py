@@ -19,7 +19,9 @@ def comparer_of(prepared: Prepared, source: Connection, target: Connection) -> A
         shape = compared(prepared.source, prepared.target, written, volatile=prepared.unrepeatable)
         return Comparer(shape, source, target)
     spec = prepared.spec
-    done = read_expression(spec.done).sql if spec.done is not None and prepared.unrepeatable else None
+    # What a transform makes of a row is not computed a second time: all that can be said is whether it is done.
+    unsteady = prepared.transform is not None or (spec.done is not None and prepared.unrepeatable)
+    done = prepared.done if unsteady else None
     assignments = {name: read_expression(text).sql for name, text in spec.set.items()}
     return InPlaceComparer(in_place(prepared.source, assignments, written, done=done), target)
 

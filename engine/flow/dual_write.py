@@ -41,7 +41,9 @@ NOTHING: Final = DualWrite(installed=False, intact=False, problems=(), evidence=
 
 
 def text_of(prepared: Prepared) -> sql.DualWriteText | None:
-    """The triggers that the job needs; None between two databases, where no trigger reaches the target."""
+    """The triggers that the job needs; None between two databases, where no trigger reaches the target, and
+    beside a transform, which none can run.
+    """
     return text_for(
         prepared.spec,
         prepared.mode,
@@ -63,6 +65,8 @@ def text_for(
     unrepeatable: frozenset[str],
 ) -> sql.DualWriteText | None:
     """As ``text_of``, for a job that is not prepared yet."""
+    if spec.transform is not None:
+        return None
     if mode is Mode.UPDATE:
         done = read_expression(spec.done).sql if spec.done else default_done(spec.set)
         assignments = {name: read_expression(text).sql for name, text in spec.set.items()}

@@ -79,8 +79,16 @@ def wanted(prepared: Prepared) -> sql.DualWriteText:
 
 
 def within_one_database(prepared: Prepared) -> sql.DualWriteText:
-    """The triggers of a job that can have any.  Raises ``UsageError`` for one between two databases."""
+    """The triggers of a job that can have any.  Raises ``UsageError`` for one between two databases, or with a
+    transform.
+    """
     text = text_of(prepared)
+    if prepared.transform is not None:
+        raise UsageError(
+            f"{', '.join(prepared.transform.declaration.writes)} is computed by {prepared.transform.reference}: a"
+            " trigger cannot run Python",
+            hint="let the application write these columns, from before the job starts until the old side is given up",
+        )
     if text is None:
         raise UsageError(
             "source and target are different databases: a trigger cannot write into another one",

@@ -21,7 +21,7 @@ from engine.events import RowQuarantined
 from engine.flow.bounds import Bound, Prober
 from engine.flow.shared import Shared
 from engine.ledger.store import Ledger
-from engine.model import KeyValue, Phase, Span
+from engine.model import KeyValue, Observation, Phase, Span
 
 ATTEMPTS_ALONE: Final = 3
 """How often a row must exceed what the server can give, alone, before it is the row's fault and not the server's."""
@@ -229,6 +229,21 @@ class BadRows:
                 job=self._shared.job, worker=worker, span=span.id, epoch=span.epoch, sqlstate=failure.sqlstate
             )
         )
+
+    def tell(self, span: Span, observation: Observation, worker: str) -> None:
+        """Tell of rows that a transform could not do: set aside with their chunk, one event for all of a kind."""
+        for sqlstate, rows in observation.set_aside:
+            self._shared.emit(
+                RowQuarantined(
+                    job=self._shared.job,
+                    worker=worker,
+                    span=span.id,
+                    epoch=span.epoch,
+                    sqlstate=sqlstate,
+                    rows=rows,
+                    in_chunk=True,
+                )
+            )
 
     async def _set_aside(self, span: Span, key: KeyValue, failure: Failure, ledger: Ledger) -> None:
         shared = self._shared

@@ -9,6 +9,8 @@ from engine.flow.endpoints import endpoints_of
 from engine.flow.prepare import Inspection, inspect
 from engine.flow.rehearse import Rehearsal
 from engine.flow.rehearse import rehearse as play
+from engine.flow.sampled import Sample
+from engine.flow.transforming import PreparedTransform
 from engine.model import Finding, Mode, Table
 from engine.plan.forecast import Forecast, forecast
 from engine.plan.preflight import refusals
@@ -33,13 +35,14 @@ def forecast_of(seen: Inspection) -> Forecast | None:
         workers=seen.spec.workers,
         max_rows_per_s=seen.spec.pace.max_rows_per_s,
         hot=_stays_on_page(seen),
+        streams=seen.streams,
     )
 
 
 def _stays_on_page(seen: Inspection) -> bool:
     """Whether updates can be heap-only: no set column is indexed, and pages have room left."""
     indexed = {column for index in seen.source.indexes for column in (*index.columns, *index.reads)}
-    return seen.mode is Mode.UPDATE and seen.source.fillfactor < _FULL_PAGE and not indexed & set(seen.spec.set)
+    return seen.mode is Mode.UPDATE and seen.source.fillfactor < _FULL_PAGE and not indexed & set(seen.filled)
 
 
 def plan_json(seen: Inspection, guess: Forecast | None) -> dict[str, Any]:
@@ -59,8 +62,30 @@ def plan_json(seen: Inspection, guess: Forecast | None) -> dict[str, Any]:
         "basis": None if seen.plan is None else seen.plan.basis,
         "workers": seen.spec.workers,
         "forecast": None if guess is None else _forecast_json(guess),
+        "transform": None if seen.transform is None else _transform_json(seen.transform),
+        "sample": None if seen.sample is None else _sample_json(seen.sample),
         "findings": [finding_json(f) for f in seen.findings],
         "refused": bool(refusals(seen.findings)),
+    }
+
+
+def _transform_json(transform: PreparedTransform) -> dict[str, Any]:
+    declared = transform.declaration
+    return {
+        "reference": declared.reference,
+        "reads": [name for name, _ in declared.reads],
+        "writes": list(declared.writes),
+        "drops": declared.drops,
+    }
+
+
+def _sample_json(sample: Sample) -> dict[str, Any]:
+    """What became of the rows that the transform was tried on; values only where somebody asked to see rows."""
+    return {
+        "rows": sample.facts.rows,
+        "rejected": sample.facts.rejected,
+        "dropped": sample.facts.dropped,
+        "shown": [row.as_json() for row in sample.shown],
     }
 
 
@@ -105,7 +130,7 @@ def finding_json(finding: Finding) -> dict[str, str]:
 
 async def rehearse_spec(spec: JobSpec, chunks: int) -> tuple[Inspection, Rehearsal | None]:
     """What preflight sees; and the rehearsal, unless it refuses."""
-    seen = await inspect(spec, endpoints_of(spec))
+    seen = await inspect(spec, endpoints_of(spec), tries=True)
     if refusals(seen.findings):
         return seen, None
     return seen, await play(seen.prepared(), chunks=chunks)

@@ -6,6 +6,8 @@ another host believes the catalogue, not what somebody wrote into a control tabl
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -17,6 +19,8 @@ from engine.errors import PreflightRefused, UsageError
 from engine.flow import dual_write
 from engine.flow.answer import answer
 from engine.flow.endpoints import Endpoints
+from engine.flow.sampled import Sample, sample
+from engine.flow.transforming import PreparedTransform, load_transform, prepare_transform
 from engine.model import Column, ConflictPolicy, Deletes, Finding, Index, Key, KeyColumn, Mode, Side, Table
 from engine.plan.keyspace import kind_of
 from engine.plan.preflight import (
@@ -36,11 +40,12 @@ from engine.plan.preflight import (
     refusals,
     unrepeatable,
 )
+from engine.plan.preflight import MappedColumn as ColumnOfTarget
 from engine.plan.spans import SpanPlan, plan_spans
 from engine.spec import JobSpec
 from engine.sql import ExpressionError, ident, qualified, read_expression
 from engine.sql.predicates import parameter, within
-from engine.sql.statements import MappedColumn, SourceShape, TargetShape
+from engine.sql.statements import MappedColumn, SourceShape, TargetShape, default_done
 from engine.watch.rights import look_at_rights, look_at_server
 
 SMALL_TABLE_ROWS: Final = 50_000
@@ -65,6 +70,18 @@ class Inspection:
     identity: dict[str, Any]
     arbiters: frozenset[str]
     unrepeatable: frozenset[str]
+    transform: PreparedTransform | None = None
+    sample: Sample | None = None  # what became of some rows that the transform was tried on
+
+    @property
+    def streams(self) -> bool:
+        """True when rows pass through this process, over a session for reading and one for writing."""
+        return self.mode is Mode.COPY or self.transform is not None
+
+    @property
+    def filled(self) -> tuple[str, ...]:
+        """In place: the columns that the job writes, by SQL or by its transform."""
+        return _filled(self.spec, self.transform)
 
     def prepared(self) -> Prepared:
         """The job as it can be run.  Raises ``PreflightRefused`` with every refusal."""
@@ -97,6 +114,22 @@ class Prepared:
     identity: dict[str, Any]
     findings: tuple[Finding, ...]
     unrepeatable: frozenset[str]  # written columns whose expression would give something else if computed again
+    transform: PreparedTransform | None = None
+
+    @property
+    def streams(self) -> bool:
+        """True when rows pass through this process, over a session for reading and one for writing."""
+        return self.mode is Mode.COPY or self.transform is not None
+
+    @property
+    def filled(self) -> tuple[str, ...]:
+        """In place: the columns that the job writes, by SQL or by its transform."""
+        return _filled(self.spec, self.transform)
+
+    @property
+    def done(self) -> str:
+        """In place: true for a finished row, as SQL.  By default: every column that the job writes holds a value."""
+        return done_of(self.spec, self.filled)
 
     @property
     def not_compared(self) -> tuple[str, ...]:
@@ -119,6 +152,7 @@ class Prepared:
         target = self.target
         return (
             self.mode is Mode.INSERT
+            and self.transform is None
             and target is not None
             and target.policy is ConflictPolicy.KEEP
             and target.same_order
@@ -140,8 +174,22 @@ class Prepared:
         return f"{self.endpoints.target.label} {self.written_table.name}"
 
 
-async def inspect(spec: JobSpec, databases: tuple[Database, Database]) -> Inspection:
+def done_of(spec: JobSpec, filled: Sequence[str]) -> str:
+    """In place: true for a finished row, as SQL.  ``filled``: the columns that the job writes."""
+    return read_expression(spec.done).sql if spec.done else default_done(dict.fromkeys(filled, ""))
+
+
+def _filled(spec: JobSpec, transform: PreparedTransform | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*spec.set, *(transform.declaration.writes if transform is not None else ()))))
+
+
+async def inspect(
+    spec: JobSpec, databases: tuple[Database, Database], *, tries: bool = False, show_rows: int = 0
+) -> Inspection:
     """Ask both databases everything that preflight and the planner want to know.  Touches nothing.
+
+    ``tries``: the job is to be started, or somebody wants to know what would come of it, so its transform is tried on a
+    sample of rows.  ``show_rows``: of so many of them what became of their values.
 
     Raises ``CannotConnect``, and ``UsageError`` when the source table does not exist.
     """
@@ -152,7 +200,8 @@ async def inspect(spec: JobSpec, databases: tuple[Database, Database]) -> Inspec
     try:
         if here is not there and _same_database(here, there):
             source_db = target_db
-        return await _inspect(spec, Endpoints(source_db, target_db), there, here)
+        seen, facts = await _inspect(spec, Endpoints(source_db, target_db), there, here)
+        return await _try(seen, facts, there, show_rows) if tries else seen
     finally:
         await there.close()
         if here is not there:
@@ -169,19 +218,25 @@ def _same_database(one: Connection, other: Connection) -> bool:
     )
 
 
-async def _inspect(spec: JobSpec, endpoints: Endpoints, there: Connection, here: Connection) -> Inspection:
+async def _inspect(
+    spec: JobSpec, endpoints: Endpoints, there: Connection, here: Connection
+) -> tuple[Inspection, PreflightFacts]:
+    loaded = await asyncio.to_thread(load_transform, spec)  # a module may import much
     source = await inspect_table(there, spec.source.table)
     target = await _inspect_target(spec, here)
+    transform, judged = prepare_transform(loaded, source, source if spec.target is None else target)
     mode = Mode.UPDATE if spec.target is None else Mode.INSERT if endpoints.is_one else Mode.COPY
     key = choose_key(spec, source).key
-    columns = map_columns(spec, source, target) if target is not None else None
+    computed = transform.declaration.writes if transform is not None else ()
+    columns = map_columns(spec, source, target, computed) if target is not None else None
     places = columns.key_columns(key, target) if columns and key and target else None
     arbiter = choose_arbiter([c.name for c in places], target) if places and target else None
     plan = None
     if key and _may_read(source):
         plan = await answer(plan_spans(key, workers=spec.workers), there, source.name, key)
     checks = await _check_plans(there, source, key, plan) if key and plan else ()
-    pacing, states = await _look_at_servers(spec, endpoints, there, here, plan, target or source)
+    streams = mode is Mode.COPY or transform is not None
+    pacing, states = await _look_at_servers(spec, endpoints, there, here, plan, target or source, stages=streams)
     facts = PreflightFacts(
         spec=spec,
         mode=mode,
@@ -195,6 +250,7 @@ async def _inspect(spec: JobSpec, endpoints: Endpoints, there: Connection, here:
         pacing=pacing,
         rows=plan.rows if plan else None,
         states=states,
+        transform=judged,
     )
     identity = spec.meaning() | {
         "source": str(source.name),
@@ -207,6 +263,8 @@ async def _inspect(spec: JobSpec, endpoints: Endpoints, there: Connection, here:
         "target_database": here.server.database,
         "target_oid": target.oid if target else None,
     }
+    if transform is not None:
+        identity |= transform.identity
     seen = Inspection(
         spec=spec,
         mode=mode,
@@ -221,10 +279,31 @@ async def _inspect(spec: JobSpec, endpoints: Endpoints, there: Connection, here:
         findings=preflight(facts),
         identity=identity,
         arbiters=await _index_names(here, arbiter),
-        unrepeatable=unrepeatable(facts.expressions, set(spec.set), source),
+        unrepeatable=unrepeatable(facts.expressions, set(facts.filled) if target is None else (), source)
+        | frozenset(computed),
+        transform=transform,
     )
     triggers = await _look_at_dual_write(seen, facts, there)
-    return seen if triggers is None else replace(seen, findings=preflight(replace(facts, dual_write=triggers)))
+    if triggers is not None:
+        facts = replace(facts, dual_write=triggers)
+        seen = replace(seen, findings=preflight(facts))
+    return seen, facts
+
+
+async def _try(seen: Inspection, facts: PreflightFacts, there: Connection, show_rows: int) -> Inspection:
+    """Try the transform on some rows, unless something else is in the way already, or it may not be loaded here."""
+    transform, key, plan = seen.transform, seen.key, seen.plan
+    if transform is None or transform.transform is None or key is None or plan is None or refusals(seen.findings):
+        return seen
+    assert facts.transform is not None
+    conditions = [read_expression(seen.spec.where).sql] if seen.spec.where else []
+    if seen.target is None:
+        conditions.append(f"({done_of(seen.spec, seen.filled)}) IS NOT TRUE")
+    tried = await sample(there, transform, seen.source.name, key, plan, conditions, show=show_rows)
+    if tried is None:
+        return seen
+    judged = replace(facts, transform=replace(facts.transform, sample=tried.facts))
+    return replace(seen, findings=preflight(judged), sample=tried)
 
 
 async def _look_at_dual_write(seen: Inspection, facts: PreflightFacts, there: Connection) -> DualWriteFacts | None:
@@ -259,7 +338,14 @@ async def _has_rows(connection: Connection, table: Table) -> bool | None:
 
 
 async def _look_at_servers(
-    spec: JobSpec, endpoints: Endpoints, there: Connection, here: Connection, plan: SpanPlan | None, written: Table
+    spec: JobSpec,
+    endpoints: Endpoints,
+    there: Connection,
+    here: Connection,
+    plan: SpanPlan | None,
+    written: Table,
+    *,
+    stages: bool,
 ) -> tuple[PacingFacts, dict[Side, ServerState]]:
     """What signals, windows and VACUUM will meet, and what there is room for.  Signals are watched as the role that
     logs in, VACUUM runs as the one that moves rows.
@@ -275,8 +361,8 @@ async def _look_at_servers(
             if spec.role is not None:
                 seen = replace(seen, can_vacuum=(await look_at_rights(worker, written.name)).can_vacuum)
             is_written = side is Side.TARGET or endpoints.is_one
-            stages = is_written and not endpoints.is_one
-            states[side] = await look_at_server(watcher, worker, is_written=is_written, stages=stages)
+            state = await look_at_server(watcher, worker, is_written=is_written, stages=is_written and stages)
+            states[side] = state
         finally:
             await watcher.close()
         servers[side] = seen
@@ -415,9 +501,10 @@ def _prepared(seen: Inspection, key: Key, plan: SpanPlan) -> Prepared:
         mapped = tuple(
             MappedColumn(
                 name=c.target.name,
-                expression=ident(c.source.name) if c.source is not None else read_expression(c.expression).sql,
+                expression=_expression(c),
                 base_type=c.target.base_type,
-                needs_cast=_needs_cast(seen.mode, c.source, c.target),
+                needs_cast=not c.by_transform and _needs_cast(seen, c.source, c.target),
+                by_transform=c.by_transform,
             )
             for c in seen.columns.columns
         )
@@ -431,7 +518,7 @@ def _prepared(seen: Inspection, key: Key, plan: SpanPlan) -> Prepared:
             same_order=in_order and ranges_agree(key, places),
             remember=spec.deletes is Deletes.GUARDED,
         )
-        binary = not seen.columns.not_binary
+        binary = seen.transform is not None or not seen.columns.not_binary
         sweep_source, sweep_target, sweep_key = _sweep_shapes(source, target, seen.arbiter)
     return Prepared(
         spec=spec,
@@ -451,20 +538,29 @@ def _prepared(seen: Inspection, key: Key, plan: SpanPlan) -> Prepared:
         identity=seen.identity,
         findings=seen.findings,
         unrepeatable=seen.unrepeatable,
+        transform=seen.transform,
     )
+
+
+def _expression(column: ColumnOfTarget) -> str:
+    if column.by_transform:
+        return "NULL"
+    return ident(column.source.name) if column.source is not None else read_expression(column.expression).sql
 
 
 FIRST_USER_OID: Final = 16384
 """Types below are the same on every server; above, equal OIDs in two databases mean nothing."""
 
 
-def _needs_cast(mode: Mode, source: Column | None, target: Column) -> bool:
+def _needs_cast(seen: Inspection, source: Column | None, target: Column) -> bool:
     """INSERT converts a column by itself, and needs the cast only for what has no type of its own (``NULL``, ``'x'``).
     Binary COPY must be sent exactly the target's type; a user's type may not exist under that name at the source, and
-    travels as what it is: an enum as its label, a domain as its base type.
+    travels as what it is: an enum as its label, a domain as its base type.  Within one database it does exist.
     """
-    if mode is Mode.INSERT:
-        return source is None
+    if seen.mode is Mode.INSERT:
+        if seen.transform is None:
+            return source is None
+        return source is None or source.type_oid != target.type_oid
     return target.type_oid < FIRST_USER_OID and (source is None or source.type_oid != target.type_oid)
 
 

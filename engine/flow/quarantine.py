@@ -24,6 +24,7 @@ from engine.db.failures import Action, Failure, Fault, classify
 from engine.errors import BackfillError, CannotConnect, UsageError
 from engine.flow import barrier, opening
 from engine.flow.control import DATABASE_IS_AWAY, as_stop
+from engine.flow.movers.alone import Alone, RowRejected
 from engine.flow.movers.confirm import TOUCHED
 from engine.flow.movers.server_side import CHUNK_DEADLINE_S, open_for_chunks
 from engine.flow.prepare import Prepared
@@ -96,6 +97,7 @@ class Retry:
         self._by = by
         self._rng = random.Random()
         self._sides: Sides = {}
+        self._alone: Alone | None = None  # rows of a job with a transform pass it again
         self._written: dict[KeyValue, int] = {}  # key -> the transaction that wrote it, where rows may become ghosts
 
     async def run(self, ids: Sequence[int] | None = None) -> Retried:
@@ -108,8 +110,11 @@ class Retry:
         tried = Retried()
         try:
             self._sides[Side.TARGET] = await open_for_chunks(endpoints.target, "retry")
-            if not endpoints.is_one:
+            if self._prepared.streams:
                 self._sides[Side.SOURCE] = await open_for_chunks(endpoints.source, "retry")
+            if self._prepared.transform is not None:
+                self._alone = Alone(self._prepared, self._there, self._here, self._clock)
+                await self._alone.open()
             ledger = Ledger(self._here)
             await ledger.act_as(self._by)
             job = await ledger.job(self._prepared.spec.name)
@@ -124,6 +129,8 @@ class Retry:
         except Exception as error:
             raise _for_people(error) from error
         finally:
+            if self._alone is not None:
+                await self._alone.close()
             for session in self._sides.values():
                 await session.close()
 
@@ -148,6 +155,11 @@ class Retry:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 outcome = await self._try(ledger, job, number)
+            except RowRejected as error:
+                await ledger.failed_again(job.id, number, error.reason, error.sqlstate)
+                tried.outcomes[Outcome.FAILED] += 1
+                tried.failed[error.sqlstate] += 1
+                return
             except Exception as error:
                 failure = classify(error)
                 if failure.lost or failure.action in DATABASE_IS_AWAY:
@@ -204,11 +216,12 @@ class Retry:
         """Write the row of that key as a chunk would; gives the number of rows written, 0 or 1."""
         prepared = self._prepared
         alone = _only(prepared.source, key)
+        if self._alone is not None:
+            async with asyncio.timeout(CHUNK_DEADLINE_S):
+                return await self._alone.write(alone, key)
         if prepared.mode is Mode.UPDATE:
-            spec = prepared.spec
-            done = read_expression(spec.done).sql if spec.done else statements.default_done(spec.set)
-            sets = {name: read_expression(text).sql for name, text in spec.set.items()}
-            return await self._change(statements.update_chunk(alone, sets, done, first=True, fence=False), key)
+            sets = {name: read_expression(text).sql for name, text in prepared.spec.set.items()}
+            return await self._change(statements.update_chunk(alone, sets, prepared.done, first=True, fence=False), key)
         assert prepared.target is not None
         if prepared.mode is Mode.INSERT:
             sql = statements.insert_chunk(

@@ -23,9 +23,9 @@ from engine.flow.answer import answer
 from engine.flow.bounds import Bound, Prober
 from engine.flow.movers.server_side import open_for_chunks
 from engine.flow.prepare import Prepared
-from engine.flow.rehearsed import PURPOSE, RELATIONS, CopyRehearser, StatementRehearser, Witness, one_row
+from engine.flow.rehearsed import PURPOSE, RELATIONS, Witness, one_row, rehearser_of
 from engine.flow.shared import LIMITED_CHUNK_S
-from engine.model import KeyValue, Mode, Observation, SpanBounds
+from engine.model import KeyValue, Observation, SpanBounds
 from engine.pace.sizer import START_ROWS, ChunkSizer
 from engine.plan.rehearsal import (
     WARM_UP_ROWS,
@@ -123,9 +123,7 @@ class _Play:
         self._clock = clock
         self._ends_at = math.inf if within_s is None else clock.now() + within_s
         self._prober = Prober(prepared.endpoints.source, prepared.source_table.name, prepared.key, clock)
-        self._rehearser: StatementRehearser | CopyRehearser = (
-            CopyRehearser(prepared, clock) if prepared.mode is Mode.COPY else StatementRehearser(prepared, clock)
-        )
+        self._rehearser = rehearser_of(prepared, clock)
         self._witness = Witness(prepared, clock)
         self._source: Connection | None = None  # plans and counts
         self._samples: list[Sample] = []
@@ -135,7 +133,7 @@ class _Play:
         written = prepared.written_table
         # Triggers and foreign keys write outside the statement's own count.
         self._wal_is_shared = (
-            prepared.mode is Mode.COPY
+            prepared.streams
             or any(trigger.enabled for trigger in written.triggers)
             or any(key.outgoing for key in written.foreign_keys)
         )

@@ -13,14 +13,15 @@ from engine.clock import Clock
 from engine.db import Connection
 from engine.db.failures import Action, classify
 from engine.flow.bounds import Bound
+from engine.flow.movers.filled import Filled, FillMover
 from engine.flow.movers.server_side import CHUNK_DEADLINE_S, SETTING_DEADLINE_S, open_for_chunks
-from engine.flow.movers.streamed import CopyMover, Stream
+from engine.flow.movers.streamed import CopyMover, Passing
+from engine.flow.movers.transformed import TransformedCopyMover
 from engine.flow.prepare import Prepared
 from engine.model import Mode, Phase, Span
 from engine.sql import read_expression
 from engine.sql.statements import (
     create_staging,
-    default_done,
     insert_chunk,
     update_chunk,
 )
@@ -137,10 +138,8 @@ class StatementRehearser:
         """The mover's statement without its fence."""
         prepared, first = self._prepared, bound.after is None
         if prepared.mode is Mode.UPDATE:
-            spec = prepared.spec
-            done = read_expression(spec.done).sql if spec.done else default_done(spec.set)
-            sets = {name: read_expression(text).sql for name, text in spec.set.items()}
-            return update_chunk(prepared.source, sets, done, first=first, fence=False)
+            sets = {name: read_expression(text).sql for name, text in prepared.spec.set.items()}
+            return update_chunk(prepared.source, sets, prepared.done, first=first, fence=False)
         assert prepared.target is not None
         return insert_chunk(
             prepared.source,
@@ -156,7 +155,46 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for child in plan.get("Plans", ()) for node in _nodes(child))]
 
 
-class CopyRehearser(CopyMover):
+class _StreamRehearser(CopyMover):
+    """What the two movers that stream into another table have in common in a rehearsal."""
+
+    _held_s = 0.0
+    _wasted = 0
+
+    async def play(self, bound: Bound) -> Cost:
+        """One chunk.  WAL is for the caller to find out."""
+        nobody = Span(id=0, phase=Phase.MOVE, lo=bound.after, hi=bound.to, cursor=bound.after, epoch=0, rows=0)
+        self._wasted = 0
+        seen = await self.move(nobody, bound)
+        return Cost(
+            rows=seen.rows,
+            wasted=self._wasted,
+            scanned=max(1, seen.scanned),
+            bytes=seen.bytes,
+            server_s=seen.server_s,
+            elapsed_s=seen.server_s,
+            held_s=self._held_s,
+        )
+
+    async def _transaction(self, span: Span, bound: Bound, stream: Passing, *, staged: bool) -> int:
+        """As the mover's, up to the fence."""
+        del span
+        writer = self.connection
+        began = self._clock.now()
+        try:
+            await writer.execute(f"BEGIN; {create_staging(self._target)}" if staged else "BEGIN")
+            rows = await self._fill(bound, stream, staged=staged)
+            await writer.execute(_AT_ONCE)
+        except Exception:
+            self._wasted += stream.read_rows
+            raise
+        finally:
+            await writer.roll_back()
+        self._held_s = self._clock.now() - began
+        return rows
+
+
+class CopyRehearser(_StreamRehearser):
     """Chunks of the mover between two databases: its own streams, directly or by staging, and no COMMIT."""
 
     def __init__(self, prepared: Prepared, clock: Clock) -> None:
@@ -172,6 +210,22 @@ class CopyRehearser(CopyMover):
             arbiters=prepared.arbiters,
             binary=prepared.binary,
         )
+
+
+class TransformedCopyRehearser(_StreamRehearser, TransformedCopyMover):
+    """The same through a transform, which really runs; what it has set up is torn down when the rehearsal closes."""
+
+    def __init__(self, prepared: Prepared, clock: Clock) -> None:
+        TransformedCopyMover.__init__(
+            self, prepared, 0, PURPOSE, clock, most_rejected=prepared.spec.errors.max_quarantined
+        )
+
+
+class FillRehearser(FillMover):
+    """Chunks of the mover that fills in place through a transform, and no COMMIT."""
+
+    def __init__(self, prepared: Prepared, clock: Clock) -> None:
+        super().__init__(prepared, 0, PURPOSE, clock, most_rejected=prepared.spec.errors.max_quarantined)
         self._held_s = 0.0
         self._wasted = 0
 
@@ -190,22 +244,32 @@ class CopyRehearser(CopyMover):
             held_s=self._held_s,
         )
 
-    async def _transaction(self, span: Span, bound: Bound, stream: Stream, *, staged: bool) -> int:
+    async def _transaction(self, span: Span, bound: Bound, filled: Filled) -> None:
         """As the mover's, up to the fence."""
         del span
         writer = self.connection
         began = self._clock.now()
         try:
-            await writer.execute(f"BEGIN; {create_staging(self._target)}" if staged else "BEGIN")
-            rows = await self._fill(bound, stream, staged=staged)
+            await writer.execute("BEGIN")
+            await self.fill(bound, filled)
             await writer.execute(_AT_ONCE)
         except Exception:
-            self._wasted += stream.scanner.rows
+            self._wasted += filled.rows
             raise
         finally:
             await writer.roll_back()
         self._held_s = self._clock.now() - began
-        return rows
+
+
+Rehearser = StatementRehearser | CopyRehearser | TransformedCopyRehearser | FillRehearser
+
+
+def rehearser_of(prepared: Prepared, clock: Clock) -> Rehearser:
+    """What plays the chunks of such a job."""
+    if prepared.transform is not None:
+        kind = FillRehearser if prepared.mode is Mode.UPDATE else TransformedCopyRehearser
+        return kind(prepared, clock)
+    return CopyRehearser(prepared, clock) if prepared.mode is Mode.COPY else StatementRehearser(prepared, clock)
 
 
 # -- who waits for whom -----------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ can go wrong arrives here as an exception of the mover, with nothing written or 
 * retry, split, wait: rolled back.  Back off, cut smaller, and try again.
 * the connection is gone: the outcome is unknown.  Connect, **claim the span again with the next epoch, and only then
   read the cursor**: until the epoch has moved, the lost connection's COMMIT may still be on its way.
-* a row is to blame, and rows may be set aside: the row is looked for (``flow.halving``).
+* a row is to blame, and rows may be set aside: the row is looked for (``flow.halving``).  Rows that a transform cannot
+  do are no failure: the mover sets them aside with their chunk.
 * anything else is no accident and stops the job.
 """
 
@@ -25,7 +26,7 @@ from engine.crashpoint import crashpoint
 from engine.db import Connection
 from engine.db.failures import Action, Failure, classify
 from engine.errors import CannotConnect, Stopped
-from engine.events import ChunkCommitted, ChunkFound, ChunkRetried, LeaseLost, SpanClaimed, SpanReleased
+from engine.events import ChunkCommitted, ChunkFound, ChunkRetried, LeaseLost, SpanClaimed, SpanReleased, Warned
 from engine.flow.bounds import Bound, Bounds, Prober
 from engine.flow.control import DATABASE_IS_AWAY, as_stop
 from engine.flow.halving import BadRows
@@ -145,7 +146,8 @@ class Worker:
             await self._hand_back()
             if self._see_off is not None and self._connected:
                 await self._see_off(self._mover.connection)
-            await self._mover.close()
+            if complaint := await self._mover.close():
+                self._shared.emit(Warned(job=self._shared.job, message=f"{self.name}: {complaint}"))
 
     @property
     def is_parked(self) -> bool:
@@ -312,6 +314,7 @@ class Worker:
                 next_rows=self.sizer.rows,
             )
         )
+        self._bad_rows.tell(span, observation, self.name)
         return replace(span, cursor=bound.to, rows=span.rows + observation.rows)
 
     async def _cut(self, span: Span) -> tuple[Bound, bool]:

@@ -66,15 +66,18 @@ def forecast(
     workers: int,
     max_rows_per_s: float | None = None,
     hot: bool = False,
+    streams: bool = False,
 ) -> Forecast:
-    """The cost of moving ``rows`` rows of ``source``; ``hot``: updates may stay on their page and skip the indexes."""
+    """The cost of moving ``rows`` rows of ``source``; ``hot``: updates may stay on their page and skip the indexes.
+    ``streams``: rows pass through this process whatever the mode.
+    """
     rows = max(0.0, rows)
     written = target or source
     row_bytes = (source.heap_bytes + source.toast_bytes) / rows if rows >= 1 else REFERENCE_ROW_BYTES
     entry_bytes = _entry_bytes(source, rows)
     indexes = 0 if hot and mode is Mode.UPDATE else len(written.indexes)
 
-    per_row_s = ROW_S[mode] + BYTE_S[mode] * max(0.0, row_bytes - REFERENCE_ROW_BYTES)
+    per_row_s = sum(ROW_S[m] + BYTE_S[m] * max(0.0, row_bytes - REFERENCE_ROW_BYTES) for m in _ways(mode, streams))
     per_row_s += INDEX_ENTRY_S * max(0, indexes - 1)
     fastest_s = rows * per_row_s / max(1, min(workers, PARALLEL_LIMIT))
     limited_s = rows / max_rows_per_s if max_rows_per_s else 0.0
@@ -93,6 +96,13 @@ def forecast(
         growth_bytes=Range(0.0 if hot and mode is Mode.UPDATE else rows * row_bytes, new_bytes * 1.5),
         basis=BASIS,
     )
+
+
+def _ways(mode: Mode, streams: bool) -> tuple[Mode, ...]:
+    """Whose figures add up: in place a streamed row is copied into a staging table, and then updated from there."""
+    if not streams:
+        return (mode,)
+    return (Mode.COPY, Mode.UPDATE) if mode is Mode.UPDATE else (Mode.COPY,)
 
 
 def _entry_bytes(source: Table, rows: float) -> float:

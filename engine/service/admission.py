@@ -18,7 +18,7 @@ from engine.flow.prepare import Inspection
 from engine.model import TableName
 from engine.service.access import Identity
 from engine.service.config import Config, ConnectionConfig
-from engine.spec import Dsn, Endpoint, JobSpec, TableRef, read_submitted
+from engine.spec import Dsn, Endpoint, JobSpec, TableRef, TransformRights, read_submitted
 from engine.spec.document import Path, path_text, pointer_text
 from engine.spec.misfit import nearest
 from engine.spec.names import parse_names
@@ -75,6 +75,7 @@ def admit(data: object, config: Config, dsns: Mapping[str, Dsn], identity: Ident
         *_rows(asked, connections),
         *_workers(asked, connections),
         *(() if config.allow.expressions else _expressions(asked)),
+        *_transform(asked, config),
         *_signals(asked, config),
     ]
     if problems:
@@ -107,6 +108,7 @@ def check_again(spec: JobSpec, config: Config, connections: Mapping[str, str], i
         *_role(spec, named),
         *_rows(spec, named),
         *(() if config.allow.expressions else _expressions(spec)),
+        *_transform(spec, config),
     ]
     if problems:
         raise NotAllowed(shortened(problems))
@@ -122,6 +124,12 @@ def check_tables(inspection: Inspection, config: Config, connections: Mapping[st
     ]
     if problems:
         raise NotAllowed(problems)
+
+
+def rows_refused() -> NotAllowed:
+    """The answer to who asks for rows where the operator has not allowed that."""
+    message, hint = "the operator does not allow rows in answers", "the operator writes [allow] show_rows = true"
+    return NotAllowed([Problem("show_rows", message, hint)])
 
 
 def ceiling_of(config: Config, connections: Mapping[str, str]) -> float | None:
@@ -168,6 +176,7 @@ def _at_home(asked: JobSpec, config: Config, dsns: Mapping[str, Dsn], connection
         # A connection string of its own would say that there are two databases.
         target_dsn=None if target in (None, source) else dsns[str(target)],
         signals=config.signals,
+        transforms=TransformRights(frozenset(config.allow.transforms)),
     )
 
 
@@ -254,6 +263,14 @@ def _expressions(asked: JobSpec) -> Iterator[Problem]:
     hint = f"name a column; for SQL {_OPERATOR}: [allow] expressions"
     for path in expressions_of(asked):
         yield _problem(path, "is an SQL expression, which the operator does not allow", hint)
+
+
+def _transform(asked: JobSpec, config: Config) -> Iterator[Problem]:
+    """Before anything is imported."""
+    if asked.transform is not None and not TransformRights(frozenset(config.allow.transforms)).allow(asked.transform):
+        listed = ", ".join(config.allow.transforms) or "none"
+        hint = f"allowed are: {listed}; for another {_OPERATOR}: [allow] transforms"
+        yield _problem(("transform",), "is not a transform that the operator allows", hint)
 
 
 def _signals(asked: JobSpec, config: Config) -> Iterator[Problem]:

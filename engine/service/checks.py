@@ -76,6 +76,8 @@ def _worded(path: Path, detail: Any) -> tuple[str, str]:
             return "is missing", _DESCRIBED
         case "string_pattern_mismatch" if path[2:3] == ("references",):
             return "is not a variable's name", "write SOURCE_DSN, without $ and braces"
+        case "string_pattern_mismatch" if path[:2] == ("allow", "transforms"):
+            return "is no transform", "write module.path:function, or module.path:*"
         case "string_pattern_mismatch" if len(path) == 2 or path[2:3] == ("sources",):
             return "is not a connection's name", "up to 63 lower-case letters, digits, _ . and -"
         case "string_pattern_mismatch":
@@ -119,9 +121,6 @@ def check(document: Document, config: Config, environment: Mapping[str, str], *,
     _check_listeners(document, config)
     _check_tls(document, config)
     _check_connections(document, config)
-    if config.allow.transforms:
-        hint = "leave it out: Python functions in specs come with a later release"
-        document.report(("allow", "transforms"), "is not available yet", hint, key=True)
     if not is_private:
         for name, one in config.connections.items():
             if one.dsn is not None and holds_password(one.dsn):

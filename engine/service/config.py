@@ -30,6 +30,7 @@ from engine.spec.fields import CONNECTION_PATTERN, Bytes, Name, Reading, Seconds
 from engine.spec.misfit import Misfit
 from engine.spec.models import MAX_WORKERS
 from engine.spec.pacing import MAX_RATE_PER_S
+from engine.spec.transforms import ALLOWED_PATTERN
 
 DEFAULT_LISTEN: Final = "unix:///run/backfill/backfill.sock"
 MAX_BYTES: Final = 2**20
@@ -145,12 +146,15 @@ class Allow(SpecModel):
 
     expressions: Flag = False
     """SQL expressions: in `set`, `columns`, `where` and `done`, whatever is more than a column's name."""
-    transforms: tuple[str, ...] = ()
-    """Python functions, as module:function. Not available yet: leave it empty."""
+    transforms: Annotated[tuple[Annotated[str, Field(pattern=ALLOWED_PATTERN)], ...], AfterValidator(distinct)] = Field(
+        default=(), examples=[["shop.transforms:*"]]
+    )
+    """Python functions that jobs may run in this daemon: `module:function`, or `module:*` for all of a module. Its
+    module must be installed, or below PYTHONPATH. Jobs of the ledger that name another are not worked here."""
     dual_write: Flag = False
     """Installing and removing our triggers through the API."""
     show_rows: Flag = False
-    """Keys of rows in answers, where a caller asks for them."""
+    """Keys of rows in answers, and rows before and after a transform, where a caller asks for them."""
 
 
 class Tls(SpecModel):

@@ -27,6 +27,7 @@ from engine.spec.schema import json_schema
 from engine.spec.signals import SignalKind, SignalSpec, SignalUnit
 from engine.spec.submitted import read_submitted
 from engine.spec.template import TemplateFacts, template
+from engine.spec.transforms import TransformRights, by_operator
 from engine.spec.windows import TimeWindow, Windows
 
 __all__ = [
@@ -45,7 +46,9 @@ __all__ = [
     "TableRef",
     "TemplateFacts",
     "TimeWindow",
+    "TransformRights",
     "Windows",
+    "by_operator",
     "differences",
     "json_schema",
     "load_spec",

@@ -30,6 +30,7 @@ from engine.spec.dsn import Dsn
 from engine.spec.misfit import Misfit, nearest
 from engine.spec.names import TableRef, check_name, parse_names, quote_where_needed
 from engine.spec.signals import SignalSpec
+from engine.spec.transforms import TRANSFORM_PATTERN, TransformRights
 from engine.spec.windows import WINDOW_PATTERN, TimeWindow, find_zone
 
 
@@ -39,6 +40,7 @@ class Reading:
 
     env: Mapping[str, str]
     signals: Mapping[str, SignalSpec] | None = None  # a daemon's operator's, by name; None by hand
+    transforms: TransformRights | None = None  # what this host may load; None: nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,16 @@ _MOMENT_PATTERN: Final = (
 )
 _MOMENT_HINT: Final = 'write "2026-12-01T06:00:00+05:30" or "2026-12-01 06:00 Asia/Kolkata"'
 
+
+def _read_transform(value: object) -> str:
+    if not isinstance(value, str):
+        raise Misfit("must be text", "write transform: shop.transforms:cents")
+    if not _TRANSFORM.match(value):
+        raise Misfit("is not a transform's name", "write module.path:function, such as shop.transforms:cents")
+    return value
+
+
+_TRANSFORM: Final = re.compile(TRANSFORM_PATTERN.rstrip("$") + r"\Z")
 CONNECTION_PATTERN: Final = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 _CONNECTION: Final = re.compile(CONNECTION_PATTERN.rstrip("$") + r"\Z")
 
@@ -218,6 +230,9 @@ DsnField = Annotated[
 ]
 ConnectionField = Annotated[
     str, PlainValidator(_read_connection), WithJsonSchema({"type": "string", "pattern": CONNECTION_PATTERN})
+]
+TransformField = Annotated[
+    str, PlainValidator(_read_transform), WithJsonSchema({"type": "string", "pattern": TRANSFORM_PATTERN})
 ]
 TableField = Annotated[
     TableRef, PlainValidator(_read_table), PlainSerializer(str), WithJsonSchema({"type": "string", "minLength": 1})

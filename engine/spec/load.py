@@ -28,6 +28,7 @@ from engine.spec.models import JobSpec
 from engine.spec.references import names_of_operators, with_references, without_references, without_variables
 from engine.spec.rules import contradictions
 from engine.spec.signals import NAMED, SignalSpec
+from engine.spec.transforms import TransformRights, by_hand
 
 if TYPE_CHECKING:  # pydantic itself does not offer the type, and we depend on nothing below it
     from pydantic_core import ErrorDetails
@@ -82,7 +83,12 @@ def parse_spec(
 
 
 def spec_from_ledger(
-    data: Mapping[str, Any], *, source_dsn: Dsn | None, target_dsn: Dsn | None, signals: Mapping[str, SignalSpec] | None
+    data: Mapping[str, Any],
+    *,
+    source_dsn: Dsn | None,
+    target_dsn: Dsn | None,
+    signals: Mapping[str, SignalSpec] | None,
+    transforms: TransformRights | None,
 ) -> JobSpec:
     """See ``JobSpec.from_ledger``."""
     if not isinstance(data, Mapping):
@@ -95,7 +101,7 @@ def spec_from_ledger(
                 {"dsn": dsn} if dsn else {}
             )
     document = Document(data=plain)
-    spec = build(document, {}, purpose=Purpose.LEDGER, signals=signals)
+    spec = build(document, {}, purpose=Purpose.LEDGER, signals=signals, transforms=transforms)
     if spec is None:
         raise SpecError(document.problems, file=_LEDGER)
     return spec
@@ -107,11 +113,13 @@ def build(
     *,
     purpose: Purpose = Purpose.HAND,
     signals: Mapping[str, SignalSpec] | None = None,
+    transforms: TransformRights | None = None,
 ) -> JobSpec | None:
     """The spec that ``document`` holds, or None after adding what is wrong to its problems.
 
     What a person wrote is completed: by hand a connection string that is missing (the source's from ``env``, the
     target's from the source's), for a daemon the target's connection.  ``signals``: the operator's, where known.
+    ``transforms``: those that may be loaded; what a person names by hand may be, and is looked for beside them.
     """
     if not isinstance(document.data, Mapping):
         if not document.problems:
@@ -127,6 +135,8 @@ def build(
     if purpose is Purpose.HAND:
         data = without_references(document, without_variables(document, data))
         data = _with_connections(document, data, env)
+        named = data.get("transform")
+        transforms = by_hand(named if isinstance(named, str) else None, FilePath.cwd())
     elif purpose is Purpose.DAEMON:
         data = with_references(document, without_variables(document, data, works_in=()))
     for rule in contradictions(document.data.keys()):
@@ -135,7 +145,7 @@ def build(
     _check_signals(document, document.data.get("pace"))
     spec: JobSpec | None = None
     try:
-        spec = JobSpec.model_validate(data, context=Reading(env, signals))
+        spec = JobSpec.model_validate(data, context=Reading(env, signals, transforms))
     except ValidationError as error:
         _report_values(document, error)
     return None if document.problems else spec

@@ -33,6 +33,7 @@ from engine.spec.fields import (
     Seconds,
     Sql,
     TableField,
+    TransformField,
     WholeNumber,
     choice,
     distinct,
@@ -43,6 +44,7 @@ from engine.spec.misfit import Misfit
 from engine.spec.pacing import WAL_RATE_RANGE, Bloat, Pace
 from engine.spec.rules import contradictions
 from engine.spec.signals import SignalSpec
+from engine.spec.transforms import TransformRights, by_hand
 
 __all__ = [
     "MAX_WORKERS",
@@ -141,10 +143,13 @@ class JobSpec(SpecModel):
     columns: ColumnExpressions = Field(default_factory=lambda: freeze({}), examples=[{"id": "id"}])
     """With a target only: target column name to SQL expression over the source row. Left out: columns of the same
     name."""
+    transform: TransformField | None = Field(default=None, examples=["shop.transforms:cents"])
+    """A Python function that computes columns, as `module.path:function`; it says itself what it reads and writes.
+    Imported only by processes that may."""
     where: Sql | None = Field(default=None, examples=["deleted_at is null"])
     """Only source rows for which this SQL condition is true are moved."""
     done: Sql | None = Field(default=None, examples=["amount_cents is not null"])
-    """In place only: true for a row that is finished. Left out: all set columns are not null."""
+    """In place only: true for a row that is finished. Left out: all columns that the job writes are not null."""
     key: Names = Field(default=(), examples=[["tenant_id", "id"]])
     """The unique not-null columns to page through, in index order, as the database spells them. Left out: the primary
     key, else a unique not-null index."""
@@ -180,6 +185,7 @@ class JobSpec(SpecModel):
     """Whether the job compares source and target at its end, and is done only then."""
 
     _operator_signals: Mapping[str, SignalSpec] | None = PrivateAttr(default=None)
+    _transforms: TransformRights = PrivateAttr(default=TransformRights())
 
     @model_validator(mode="after")
     def _complete(self, info: ValidationInfo) -> Self:
@@ -195,6 +201,9 @@ class JobSpec(SpecModel):
         """Remember what this host's operator has configured: the settings of a job may name it later."""
         if isinstance(context, Reading):
             self._operator_signals = context.signals
+            self._transforms = context.transforms or TransformRights()
+        else:  # whoever builds a spec in Python could as well import the function
+            self._transforms = by_hand(self.transform, None)
 
     @property
     def in_place(self) -> bool:
@@ -212,6 +221,17 @@ class JobSpec(SpecModel):
         """Every signal that this host's operator has configured, by name, listed here or not; None by hand."""
         return self._operator_signals
 
+    @property
+    def transforms(self) -> TransformRights:
+        """What this host may load of the transform that the job names."""
+        return self._transforms
+
+    def with_transforms(self, rights: TransformRights) -> JobSpec:
+        """The same spec where other transforms may be loaded."""
+        copy = self.model_copy()
+        copy._transforms = rights  # noqa: SLF001 - its own copy
+        return copy
+
     def meaning(self) -> dict[str, Any]:
         """What makes it this job and no other, as far as the spec knows it: JSON-able, without connection strings.
 
@@ -224,6 +244,7 @@ class JobSpec(SpecModel):
             "target": str(self.target.table) if self.target else None,
             "set": dict(self.set),
             "columns": dict(self.columns),
+            "transform": self.transform,
             "where": self.where,
             "done": self.done,
             "key": list(self.key),
@@ -272,8 +293,10 @@ class JobSpec(SpecModel):
         source_dsn: Dsn | None = None,
         target_dsn: Dsn | None = None,
         signals: Mapping[str, SignalSpec] | None = None,
+        transforms: TransformRights | None = None,
     ) -> JobSpec:
-        """The spec that ``for_ledger`` wrote, with the connection strings and the operator's signals of this host.
+        """The spec that ``for_ledger`` wrote, with the connection strings, the operator's signals and the transforms of
+        this host: what the ledger names is loaded only where ``transforms`` allows it.
 
         References in ``data`` are not resolved: whether to trust them is the caller's decision.  A name that is not
         among ``signals`` stays one (``pace.unknown_signals``).  Raises ``SpecError`` with every problem when ``data``
@@ -281,7 +304,9 @@ class JobSpec(SpecModel):
         """
         from engine.spec.load import spec_from_ledger  # validation needs the models
 
-        return spec_from_ledger(data, source_dsn=source_dsn, target_dsn=target_dsn, signals=signals)
+        return spec_from_ledger(
+            data, source_dsn=source_dsn, target_dsn=target_dsn, signals=signals, transforms=transforms
+        )
 
     def _default_name(self) -> str:
         tables = self.source.table.name + (f"-to-{self.target.table.name}" if self.target else "")

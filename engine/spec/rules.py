@@ -50,14 +50,10 @@ def contradictions(given: Collection[str]) -> list[Contradiction]:
                 Contradiction(
                     "set",
                     "a job in place must say which columns it fills",
-                    "write `set`: {column: SQL expression}, or name a `target` to fill another table",
+                    "write `set`: {column: SQL expression}, name a `transform`, or a `target` to fill another table",
                 )
             )
     return found
-
-
-def _always(_value: object) -> bool:
-    return True
 
 
 def _if_text(text: str) -> Callable[[object], bool]:
@@ -65,7 +61,6 @@ def _if_text(text: str) -> Callable[[object], bool]:
 
 
 NOT_AVAILABLE: Final[Mapping[tuple[str, ...], tuple[Callable[[object], bool], str]]] = {
-    ("transform",): (_always, "write SQL expressions under `set` or `columns`"),
     ("order",): (_if_text("physical"), "leave it at key"),
 }
 """Path of each key of the contract whose feature is still to come: for which values, and what to do meanwhile."""

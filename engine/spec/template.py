@@ -76,12 +76,14 @@ def _endpoint(side: str, table: TableRef, dsn: str | None, comment: str) -> list
 
 
 def _meaning(facts: TemplateFacts) -> list[str]:
+    transform = _line("# transform: shop.transforms:cents", "a Python function that computes columns")
     where = _line('# where: "deleted_at is null"', "only these rows")
     if facts.target is None:
         return [
             "# column <- SQL expression over the row as it is",
             "set:",
             *_mapping(dict.fromkeys(facts.columns or (PLACEHOLDER,), PLACEHOLDER)),
+            transform,
             where,
             _line('# done: "amount_cents is not null"', "true for a finished row; default: set columns not null"),
             "",
@@ -90,6 +92,7 @@ def _meaning(facts: TemplateFacts) -> list[str]:
     return [
         "# target column <- SQL expression over the source row; left out: columns of the same name",
         *(["columns:", *_mapping(pairs)] if pairs else ["# columns: {id: id}"]),
+        transform,
         where,
         _line("# on_conflict: keep", "keep | replace | newest(updated_at) | fail; keep: the target's row wins"),
         _line("# deletes: guarded", "guarded | none (declared: nobody deletes meanwhile)"),

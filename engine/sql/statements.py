@@ -12,7 +12,7 @@ finds another epoch, cursor or hi than the chunk was cut from, it raises ``BF001
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.model import ConflictPolicy, Key, KeyColumn, KeyValue, TableName
@@ -32,6 +32,7 @@ class MappedColumn:
     expression: str  # SQL, checked to be exactly one expression; a plain column is its quoted name
     base_type: str  # the target column's type without modifiers: a cast to it never truncates
     needs_cast: bool
+    by_transform: bool = False  # computed by a transform: ``expression`` means nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def update_chunk(
     )
 
 
-def default_done(assignments: Mapping[str, str]) -> str:
+def default_done(assignments: Iterable[str]) -> str:
     """A row is done when every column that the job sets holds a value."""
     return " AND ".join(f"{ident(name)} IS NOT NULL" for name in assignments)
 
@@ -138,7 +139,7 @@ def insert_chunk(
     keys = source.key.columns
     selected = (
         f"SELECT {_expressions(target)}, {columns(keys)} FROM {qualified(source.table)} "
-        f"WHERE {within(keys, lo, to)}{_and_where(source)}{unused}"
+        f"WHERE {within(keys, lo, to)}{where_clause(source)}{unused}"
     )
     values = [f"v{n}" for n in range(len(target.columns))]
     names = [f"k{n}" for n in range(len(keys))]
@@ -182,11 +183,17 @@ def _on_conflict(target: TargetShape, collided: bool) -> str:
     return f"{arbiter}DO UPDATE SET {sets}{newer}"
 
 
+def field_expression(column: MappedColumn) -> str:
+    """What fills the column, as a field of a query over the source."""
+    return f"({column.expression})::{column.base_type}" if column.needs_cast else column.expression
+
+
 def _expressions(target: TargetShape) -> str:
-    return ", ".join(f"({c.expression})::{c.base_type}" if c.needs_cast else c.expression for c in target.columns)
+    return ", ".join(field_expression(column) for column in target.columns)
 
 
-def _and_where(source: SourceShape) -> str:
+def where_clause(source: SourceShape) -> str:
+    """The job's own condition, behind others; empty without one."""
     return f" AND ({source.where})" if source.where else ""
 
 
@@ -201,7 +208,7 @@ def copy_query(source: SourceShape, target: TargetShape, cursor: KeyValue | None
     lo = None if cursor is None else value(cursor)
     return (
         f"SELECT {_expressions(target)} FROM {qualified(source.table)} "
-        f"WHERE {within(source.key.columns, lo, value(to))}{_and_where(source)} "
+        f"WHERE {within(source.key.columns, lo, value(to))}{where_clause(source)} "
         f"ORDER BY {columns(source.key.columns)}"
     )
 
@@ -269,7 +276,7 @@ def _missing(source: SourceShape, target: TargetShape, lo: Bound | None, hi: Bou
     few and not of every row that is looked at.
     """
     keys = source.key.columns
-    held = f"SELECT {columns(keys)} FROM {qualified(source.table)} WHERE {within(keys, lo, hi)}{_and_where(source)}"
+    held = f"SELECT {columns(keys)} FROM {qualified(source.table)} WHERE {within(keys, lo, hi)}{where_clause(source)}"
     return (
         f"WITH missing AS MATERIALIZED (SELECT d.xmin, {texts(target.key, 'd')} AS key "
         f"FROM {qualified(target.table)} AS d LEFT JOIN ({held}) AS s "
@@ -315,7 +322,7 @@ def present(source: SourceShape) -> str:
     return (
         "SELECT backfill_listed.n "
         f"FROM generate_series(0, cardinality($1::text[]) / {width} - 1) AS backfill_listed (n) "
-        f"WHERE EXISTS (SELECT FROM {qualified(source.table)} WHERE {same}{_and_where(source)})"
+        f"WHERE EXISTS (SELECT FROM {qualified(source.table)} WHERE {same}{where_clause(source)})"
     )
 
 

@@ -92,7 +92,8 @@ WORK: Final = (
         "chunk_seconds",
         "job phase",
         "s",
-        "Time of a committed chunk by phase: admit (waited for the pace), read (looked for its bound), transform, "
+        "Time of a committed chunk by phase: admit (waited for the pace), read (looked for its bound), transform (only "
+        "of jobs that have one), "
         "write (in a verification: the comparison), commit (0 where one statement writes and commits).",
         CHUNK_SECONDS,
         Owner.PROCESS,
@@ -117,6 +118,7 @@ WORK: Final = (
     _counter("resumes_total", "job", "", "Times that this process opened a job that had been begun before."),
     _counter("retries_total", "job sqlstate", "", "Chunks tried again, by SQLSTATE, or lost_connection."),
     _counter("quarantined_rows_total", "job", "rows", "Rows set aside by this process."),
+    _counter("changed_rows_total", "job", "rows", "Rows that changed while a transform had them, and were read again."),
     _counter("verify_rows_total", "job", "rows", "Rows compared."),
     _counter("verify_mismatched_rows_total", "job", "rows", "Rows found to differ for good: changed, missing, extra."),
 )
@@ -357,8 +359,10 @@ _SHOWN_ON: Final[Mapping[str, tuple[str, ...]]] = {
     "workers": ("overview/Jobs", "job/Workers"),
 }
 
-_NOT_SHOWN: Final[Mapping[str, str]] = {}
-"""Metric -> why no panel shows it.  None at present."""
+_NOT_SHOWN: Final[Mapping[str, str]] = {
+    "changed_rows_total": "only jobs in place through a transform have it, and it says how busy others are, not the job"
+}
+"""Metric -> why no panel shows it."""
 
 
 if __name__ == "__main__":

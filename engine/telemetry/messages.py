@@ -89,7 +89,8 @@ def message(event: Event) -> tuple[Level, str] | None:
             again = f"{event.worker}: {event.action} after {cause}, in {numbers.duration(event.delay_s)}"
             return Level.VERBOSE, again
         case RowQuarantined():
-            return Level.NORMAL, f"{event.worker}: set a row of span {event.span} aside after {event.sqlstate}"
+            rows = "a row" if event.rows == 1 else f"{event.rows:,} rows"
+            return Level.NORMAL, f"{event.worker}: set {rows} of span {event.span} aside after {event.sqlstate}"
         case SpanClaimed():
             how = "stole" if event.stolen else "claimed"
             return Level.VERBOSE, f"{event.worker}: {how} span {event.span} (epoch {event.epoch})"

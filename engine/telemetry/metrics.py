@@ -173,8 +173,9 @@ class Metrics:
             case PaceChanged() if event.leads:
                 count("held_seconds_total", self._bounded(job, "reason", event.leads))  # what may be waited for next
             case RowQuarantined():
-                count("quarantined_rows_total").inc()
-                count("chunks_total", "committed").inc()  # the step over it: the ledger counts it as a chunk, too
+                count("quarantined_rows_total").inc(event.rows)
+                if not event.in_chunk:
+                    count("chunks_total", "committed").inc()  # the step over it: the ledger counts it as a chunk, too
             case SignalRead():
                 self._signal(event, job, count)
             case WalWritten():
@@ -198,7 +199,11 @@ class Metrics:
         count("chunk_rows").observe(seen.scanned)
         count("chunk_seconds", "admit").observe(event.admit_s)
         count("chunk_seconds", "read").observe(event.read_s)
-        count("chunk_seconds", "write").observe(max(0.0, event.move_s - seen.commit_s))
+        if seen.transform_s:
+            count("chunk_seconds", "transform").observe(seen.transform_s)
+        if seen.changed:
+            count("changed_rows_total").inc(seen.changed)
+        count("chunk_seconds", "write").observe(max(0.0, event.move_s - seen.commit_s - seen.transform_s))
         count("chunk_seconds", "commit").observe(seen.commit_s)
 
     def _found(self, event: ChunkFound, job: _Job, count: _Count) -> None:

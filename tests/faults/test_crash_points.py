@@ -7,24 +7,13 @@ import signal
 import pytest
 
 from engine.crashpoint import POINTS
-from engine.spec import ChunkLimits, JobSpec
-from engine.spec.models import Errors
 from tests.support.databases import TwoDatabases
-from tests.support.jobs import in_place, into, rows_of
 from tests.support.runner import Nursery
+from tests.support.victims import Job
 
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="module")]
 
-ROWS = 4000
-CHUNK = ChunkLimits(min_rows=10, max_rows=200)
 LEASE_S = 1.0
-BAD_ID = 1234
-
-SLOW_CHUNKS = """
-CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN IF NEW.id % 100 = 0 THEN PERFORM pg_sleep(0.02); END IF; RETURN NEW; END $$;
-CREATE TRIGGER wait BEFORE UPDATE ON src FOR EACH ROW EXECUTE FUNCTION wait();
-"""
 
 # Point -> kind of job in which it is reached, and the turn at which the process dies.
 DEATHS = {
@@ -34,6 +23,8 @@ DEATHS = {
     "boundary.after": [("count", 6)],
     "read.before": [("copy", 3)],
     "read.first": [("copy", 3)],
+    "transform.before": [("transformed copy", 3)],
+    "transform.after": [("transformed count", 3)],
     "write.before": [("count", 1), ("count", 7), ("copy", 4)],
     "write.middle": [("copy", 4)],
     "write.after": [("copy", 3)],
@@ -50,50 +41,6 @@ DEATHS = {
     "finish.before": [("count", 1), ("insert", 1)],
     "finish.after": [("count", 1)],
 }
-
-
-class Job:
-    """Tables of one kind of job; ``count`` adds one to a counter whose ``done`` is never true; in ``bad count`` one row
-    cannot be written.
-    """
-
-    def __init__(self, kind: str, databases: TwoDatabases) -> None:
-        self.kind = kind.rsplit(maxsplit=1)[-1]
-        self.bad = BAD_ID if kind.startswith("bad") else None
-        self.rows = 3 * ROWS if kind.startswith("long") else ROWS
-        self.source = databases.source
-        self.target = databases.target if kind == "copy" else databases.source
-        self.source.sql(
-            "CREATE TABLE src (id int PRIMARY KEY, v text, counter int NOT NULL DEFAULT 0);"
-            f"INSERT INTO src SELECT g, 'v' || g FROM generate_series(1, {self.rows}) g; ANALYZE src"
-        )
-        if kind.startswith("long"):
-            self.source.sql(SLOW_CHUNKS)  # so that a thief finds the victim where it saw it
-        if self.kind != "count":
-            self.target.sql("CREATE TABLE dst (id int PRIMARY KEY, v text)")
-
-    @property
-    def spec(self) -> JobSpec:
-        if self.kind == "count":
-            return in_place(
-                self.source,
-                "src",
-                {"counter": f"counter + 1 + 0 / (id - {self.bad or 0})"},
-                done="false",
-                chunk=CHUNK,
-                errors=Errors(max_quarantined=1),
-                accept=("TRIGGERS_ON_SOURCE",),
-            )
-        return into(self.source, "src", self.target, "dst", columns={"id": "id", "v": "v"}, chunk=CHUNK)
-
-    def check(self) -> None:
-        if self.kind == "count":
-            good = f"SELECT min(counter), max(counter), count(*) FROM src WHERE id <> {self.bad or 0}"
-            assert self.source.sql(good) == f"1|1|{self.rows - bool(self.bad)}"
-            aside = self.source.sql("SELECT key, attempts FROM backfill.quarantine")
-            assert aside == (f"{{{self.bad}}}|1" if self.bad else "")
-        else:
-            assert rows_of(self.source, "SELECT id, v FROM src") == rows_of(self.target, "SELECT id, v FROM dst")
 
 
 async def test_every_declared_point_has_its_death() -> None:

@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
-from tests.faults.test_crash_points import Job
 from tests.support.databases import TwoDatabases
 from tests.support.runner import UNFINISHED, Nursery
+from tests.support.victims import Job
 
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="module")]
 

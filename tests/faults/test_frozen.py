@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from tests.faults.test_crash_points import ROWS, Job
 from tests.support.databases import TwoDatabases
 from tests.support.runner import Nursery
+from tests.support.victims import ROWS, Job
 
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="module")]
 
@@ -24,6 +24,9 @@ POINTS = [
     ("copy", "write.after#3"),
     ("copy", "commit.before#3"),
     ("copy", "read.first#2"),
+    ("transformed copy", "transform.before#3"),
+    ("picky count", "transform.after#3"),
+    ("picky insert", "commit.before#3"),
 ]
 
 

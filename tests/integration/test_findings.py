@@ -23,6 +23,7 @@ from tests.support.findings import BASE, BIG, Job, Situation, fill, move, preten
 from tests.support.jobs import in_place, into
 from tests.support.situations import OPEN, SHUT, SITUATIONS, watching
 from tests.support.standby import standby_pair
+from tests.support.transform_situations import TRANSFORM_SITUATIONS
 
 PLAIN = f"findings_{os.getpid()}"
 """A role that may connect and nothing else."""
@@ -90,7 +91,7 @@ def grounds(servers: Servers) -> Iterator[Callable[[int], Ground]]:
 
 
 async def look(spec: JobSpec) -> Inspection:
-    return await inspect(spec, endpoints_of(spec))
+    return await inspect(spec, endpoints_of(spec), tries=True)
 
 
 def of_code(seen: Inspection, code: Code) -> list[Finding]:
@@ -108,7 +109,10 @@ def expect(seen: Inspection, code: Code, *words: str) -> Finding:
     return found[0]
 
 
-@pytest.mark.parametrize("situation", SITUATIONS.values(), ids=SITUATIONS.keys())
+ALL = SITUATIONS | TRANSFORM_SITUATIONS
+
+
+@pytest.mark.parametrize("situation", ALL.values(), ids=ALL.keys())
 async def test_the_situation_is_noticed_and_its_end_too(grounds: Callable[[int], Ground], situation: Situation) -> None:
     ground = grounds(situation.major)
     schema = ground.begin(situation.sql, there=situation.there if situation.job.is_copy else None)
@@ -225,7 +229,7 @@ ELSEWHERE = {
 
 
 def test_no_code_is_without_a_situation() -> None:
-    assert {situation.code for situation in SITUATIONS.values()} | ELSEWHERE == set(Code)
+    assert {situation.code for situation in ALL.values()} | ELSEWHERE == set(Code)
 
 
 # -- and nothing where nothing is wrong ------------------------------------------------------------------------------

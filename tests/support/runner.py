@@ -37,7 +37,7 @@ from engine.events import Event, JobFinished
 from engine.fleet import LocalVerification
 from engine.flow import Leases, Supervisor, endpoints_of, inspect
 from engine.model import JobState
-from engine.spec import Dsn, JobSpec
+from engine.spec import Dsn, JobSpec, by_operator
 
 PATIENCE_S = 60.0
 LEASE_S = 2.0
@@ -274,7 +274,10 @@ KINDS = {
 async def work(order: Mapping[str, Any]) -> int:
     """One runner: the job's supervisor, until the job ends or SIGTERM drains it."""
     dsns = {side: Dsn(order[side]) if order[side] else None for side in ("source_dsn", "target_dsn")}
-    spec = JobSpec.from_ledger(order["spec"], source_dsn=dsns["source_dsn"], target_dsn=dsns["target_dsn"])
+    rights = by_operator([order["spec"]["transform"]]) if order["spec"].get("transform") else None
+    spec = JobSpec.from_ledger(
+        order["spec"], source_dsn=dsns["source_dsn"], target_dsn=dsns["target_dsn"], transforms=rights
+    )
     inspection = await inspect(spec, endpoints_of(spec))
     prepared = inspection.prepared()
     if order["verify"] is not None:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     path.relative_to(ROOT)
-    for pattern in ("*.md", "docs/**/*.md", "bench/*.md", "grafana/*.md", "examples/*.md", "engine/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "bench/*.md", "grafana/*.md", "examples/**/*.md", "engine/**/*.md")
     for path in ROOT.glob(pattern)
 )
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")

@@ -946,7 +946,8 @@ def test_what_nobody_looked_at_is_not_judged():
 
 
 def test_every_code_has_a_case():
-    assert {case.code for case in CASES.values()} == set(Code)
+    elsewhere = {code for code in Code if code.startswith("TRANSFORM_")}  # test_preflight_transforms
+    assert {case.code for case in CASES.values()} | elsewhere == set(Code)
 
 
 @pytest.mark.parametrize(

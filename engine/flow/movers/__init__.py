@@ -48,6 +48,6 @@ class Mover(Protocol):
         """Drop the connections now: the lease cannot be trusted any longer."""
         ...
 
-    async def close(self) -> None:
-        """Let go of the connections politely."""
+    async def close(self) -> str:
+        """Let go of the connections politely.  What went wrong after all rows were in, for people; usually nothing."""
         ...

@@ -40,10 +40,14 @@ class BothSides:
 
     async def open(self) -> None:
         """Connect, and force the lookups onto the indexes."""
-        await self.close()
+        await self._hang_up()
         self._here = await open_for_chunks(self._target_db, self._purpose)
         if self._source_db is not None:
             self._there = await open_for_chunks(self._source_db, self._purpose)
+
+    def adopt(self, there: Connection, here: Connection) -> None:
+        """Use these sessions, which stay the caller's to close."""
+        self._there, self._here = there, here
 
     def abort(self) -> None:
         """Drop the sockets."""
@@ -51,8 +55,12 @@ class BothSides:
             if connection is not None:
                 connection.abort()
 
-    async def close(self) -> None:
+    async def close(self) -> str:
         """Close the connections."""
+        await self._hang_up()
+        return ""
+
+    async def _hang_up(self) -> None:
         there, self._there = self._there, None
         here, self._here = self._here, None
         for connection in (there, here):

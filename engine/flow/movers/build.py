@@ -5,9 +5,11 @@ from __future__ import annotations
 from engine.clock import Clock
 from engine.flow.movers import Mover
 from engine.flow.movers.confirm import ConfirmMover
+from engine.flow.movers.filled import FillMover
 from engine.flow.movers.server_side import StatementMover
 from engine.flow.movers.streamed import CopyMover
 from engine.flow.movers.sweep import SweepMover, TombstoneMover
+from engine.flow.movers.transformed import TransformedCopyMover
 from engine.flow.movers.verify import VerifyMover
 from engine.flow.phases import TOMBSTONES
 from engine.flow.prepare import Prepared
@@ -15,7 +17,7 @@ from engine.flow.shared import Stop
 from engine.ledger.records import JobRecord
 from engine.model import Mode, Phase
 from engine.sql import read_expression
-from engine.sql.statements import SourceShape, TargetShape, default_done, insert_chunk, update_chunk
+from engine.sql.statements import SourceShape, TargetShape, insert_chunk, update_chunk
 
 
 def build_mover(prepared: Prepared, job: JobRecord, phase: Phase, purpose: str, clock: Clock, stop: Stop) -> Mover:
@@ -25,6 +27,9 @@ def build_mover(prepared: Prepared, job: JobRecord, phase: Phase, purpose: str, 
         return _sweep(prepared, job, purpose, clock)
     if phase in (Phase.VERIFY, Phase.EXTRA, Phase.CONFIRM, Phase.RECHECK):
         return _proof(prepared, job, phase, purpose, clock, stop)
+    if prepared.transform is not None:
+        through = FillMover if prepared.mode is Mode.UPDATE else TransformedCopyMover
+        return through(prepared, job_id, purpose, clock, most_rejected=prepared.spec.errors.max_quarantined)
     if prepared.mode is Mode.UPDATE:
         first, following = _update(prepared)
         return StatementMover(
@@ -89,11 +94,10 @@ def _sweep(prepared: Prepared, job: JobRecord, purpose: str, clock: Clock) -> Mo
 def _update(prepared: Prepared) -> tuple[str, str]:
     """The chunk statement for a span's first chunk, and for the others."""
     spec = prepared.spec
-    done = read_expression(spec.done).sql if spec.done else default_done(spec.set)
     sets = {name: read_expression(text).sql for name, text in spec.set.items()}
     return (
-        update_chunk(prepared.source, sets, done, first=True),
-        update_chunk(prepared.source, sets, done, first=False),
+        update_chunk(prepared.source, sets, prepared.done, first=True),
+        update_chunk(prepared.source, sets, prepared.done, first=False),
     )
 
 

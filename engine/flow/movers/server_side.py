@@ -120,11 +120,12 @@ class StatementMover:
         if self._connection is not None:
             self._connection.abort()
 
-    async def close(self) -> None:
+    async def close(self) -> str:
         """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+        return ""
 
 
 async def open_for_chunks(database: Database, purpose: str) -> Connection:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Final, Protocol
 
 from engine._native.copybin import FrameScanner, TextScanner
 from engine.clock import Clock
@@ -42,6 +42,33 @@ QUEUE_PIECES: Final = 16
 Scanner = FrameScanner | TextScanner
 
 
+class Passing(Protocol):
+    """A running COPY OUT, on its way to COPY IN: as it is (``Stream``), or through a transform."""
+
+    @property
+    def read_rows(self) -> int:
+        """Rows that the source has sent."""
+        ...
+
+    @property
+    def passed_rows(self) -> int:
+        """Of these, rows that have been handed on to the target."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """What the source has sent."""
+        ...
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """What COPY IN is fed with.  Raises what went wrong on the way, so that the target is told to forget it all."""
+        ...
+
+    async def abandon(self) -> None:
+        """Nobody wants the rest."""
+        ...
+
+
 class Stream:
     """One running COPY OUT: pieces pass the scanner into a short queue; full, it holds the source back."""
 
@@ -51,6 +78,21 @@ class Stream:
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE_PIECES)
         self._wanted = True
         self._reading = asyncio.ensure_future(self._read(query, binary=binary))
+
+    @property
+    def read_rows(self) -> int:
+        """Rows that have passed the scanner."""
+        return self.scanner.rows
+
+    @property
+    def passed_rows(self) -> int:
+        """The same: nothing is left out."""
+        return self.scanner.rows
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that have passed the scanner."""
+        return self.scanner.bytes
 
     async def _read(self, query: str, *, binary: bool) -> int:
         try:
@@ -123,33 +165,33 @@ class CopyMover(BothSides):
         """One transaction on the target: COPY, fence, COMMIT."""
         began = self._clock.now()
         async with asyncio.timeout(CHUNK_DEADLINE_S):
-            rows, scanner, staged = await self._write(span, bound)
+            rows, stream, staged = await self._write(span, bound)
         crashpoint("commit.after")
-        self._met_rows = staged and rows < scanner.rows
-        scanned = bound.scanned if self._source.where else scanner.rows
+        self._met_rows = staged and rows < stream.passed_rows
+        scanned = bound.scanned if self._source.where else stream.read_rows
         return Observation(
             rows=rows,
             scanned=scanned,
-            bytes=scanner.bytes,
+            bytes=stream.size_bytes,
             server_s=self._clock.now() - began,
             commit_s=self._commit_s,
         )
 
-    async def _write(self, span: Span, bound: Bound) -> tuple[int, Scanner, bool]:
+    async def _write(self, span: Span, bound: Bound) -> tuple[int, Passing, bool]:
         """Directly if nobody wrote into the chunk's range yet, else (or if somebody does meanwhile) by staging."""
         stream = self._start(bound)
         try:
             staged = not await self._may_go_direct(bound)
             if staged:
-                return await self._transaction(span, bound, stream, staged=True), stream.scanner, True
+                return await self._transaction(span, bound, stream, staged=True), stream, True
             try:
-                return await self._transaction(span, bound, stream, staged=False), stream.scanner, False
+                return await self._transaction(span, bound, stream, staged=False), stream, False
             except Exception as error:
                 if not self._met_a_row(error):
                     raise
             await stream.abandon()
             stream = self._start(bound)
-            return await self._transaction(span, bound, stream, staged=True), stream.scanner, True
+            return await self._transaction(span, bound, stream, staged=True), stream, True
         except BaseException:
             await stream.abandon()
             raise
@@ -163,7 +205,7 @@ class CopyMover(BothSides):
             and failure.constraint in self._arbiters
         )
 
-    def _start(self, bound: Bound) -> Stream:
+    def _start(self, bound: Bound) -> Passing:
         """Have the source send; what comes first waits in the queue while the target is asked and begins."""
         assert self._there is not None
         scanner = FrameScanner(len(self._columns), self._key_fields) if self._binary else TextScanner()
@@ -181,12 +223,11 @@ class CopyMover(BothSides):
         after = None if bound.after is None else list(bound.after)
         return bool(await self.connection.fetchval(sql, after, list(bound.to)))
 
-    async def _transaction(self, span: Span, bound: Bound, stream: Stream, *, staged: bool) -> int:
+    async def _transaction(self, span: Span, bound: Bound, stream: Passing, *, staged: bool) -> int:
         writer = self.connection
         await writer.execute(f"BEGIN; {create_staging(self._target)}" if staged else "BEGIN")
         try:
             rows = await self._fill(bound, stream, staged=staged)
-            scanner = stream.scanner
             fence = advance_call(
                 self._job_id,
                 span.id,
@@ -195,20 +236,25 @@ class CopyMover(BothSides):
                 span.hi,
                 bound.to,
                 rows,
-                bound.scanned if self._source.where else scanner.rows,
-                scanner.bytes,
+                bound.scanned if self._source.where else stream.read_rows,
+                stream.size_bytes,
                 self._target.remember,
             )
             crashpoint("commit.before")
             sent_at = self._clock.now()
-            await writer.execute(f"{fence}; COMMIT")
+            await writer.execute(f"{self._beside(stream)}{fence}; COMMIT")
             self._commit_s = self._clock.now() - sent_at
         except BaseException:
             await writer.roll_back()
             raise
         return rows
 
-    async def _fill(self, bound: Bound, stream: Stream, *, staged: bool) -> int:
+    def _beside(self, stream: Passing) -> str:
+        """Statements that travel with the fence, each with its semicolon: here none."""
+        del stream
+        return ""
+
+    async def _fill(self, bound: Bound, stream: Passing, *, staged: bool) -> int:
         """The chunk's rows, in the transaction that is open; how many were written."""
         writer = self.connection
         crashpoint("write.before")
@@ -219,8 +265,8 @@ class CopyMover(BothSides):
             binary=self._binary,
             temp_name=STAGING if staged else None,
         )
-        if rows != stream.scanner.rows:
-            raise BackfillError(f"the source sent {stream.scanner.rows} rows and the target took {rows}")
+        if rows != stream.passed_rows:
+            raise BackfillError(f"{stream.passed_rows} rows were sent to the target, which took {rows}")
         crashpoint("write.after")
         if staged:
             tag = await writer.execute(insert_staged(self._target, bound.after, bound.to))

@@ -18,10 +18,12 @@ from engine.plan.preflight.facts import (
     PacingFacts,
     PlanCheck,
     PreflightFacts,
+    SampleFacts,
     ServerFacts,
     ServerPacing,
     ServerState,
     Slot,
+    TransformFacts,
 )
 from engine.plan.preflight.judge import preflight
 from engine.plan.preflight.keys import KeyChoice, choose_arbiter, choose_key, ranges_agree
@@ -41,11 +43,13 @@ __all__ = [
     "PacingFacts",
     "PlanCheck",
     "PreflightFacts",
+    "SampleFacts",
     "ServerFacts",
     "ServerPacing",
     "ServerState",
     "SkippedColumn",
     "Slot",
+    "TransformFacts",
     "choose_arbiter",
     "choose_key",
     "map_columns",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,12 +46,14 @@ _MAX_CHOICES: Final = 1024
 class MappedColumn:
     """One column of the target and the SQL expression over a source row that fills it.
 
-    ``source`` is the source column when the expression is nothing but its name.
+    ``source`` is the source column when the expression is nothing but its name.  ``by_transform``: a transform fills
+    it, and there is no expression.
     """
 
     target: Column
     expression: str
     source: Column | None
+    by_transform: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +101,9 @@ class ColumnMap:
         return next(with_arbiter, choices[0] if choices else None)
 
 
-def map_columns(spec: JobSpec, source: Table, target: Table) -> ColumnMap:
+def map_columns(spec: JobSpec, source: Table, target: Table, computed: Collection[str] = ()) -> ColumnMap:
     """Map the target's columns to expressions over a source row: the spec's ``columns``, else equal names.
+    ``computed``: columns that a transform fills.
 
     Never raises: what is wrong is in ``findings``, and the columns concerned are left out of the map.
     """
@@ -112,11 +116,14 @@ def map_columns(spec: JobSpec, source: Table, target: Table) -> ColumnMap:
         expression = wanted.get(column.name)
         if column.generated:
             generated.append(column)
+        elif column.name in computed:
+            mapped.append(MappedColumn(column, "", None, by_transform=True))
         elif expression is None:
             left.append(column)
         else:
             mapped.append(MappedColumn(column, expression, plain_column(expression, source)))
-    findings += [_generated(c, target) for c in generated if c.name in spec.columns]
+    findings += [_generated(c, target, "columns") for c in generated if c.name in spec.columns]
+    findings += [_generated(c, target, "the transform") for c in generated if c.name in computed]
     findings += _about_left(left, source, target)
     findings += _about_types(mapped, target)
     findings += _about_sequences(mapped, target)
@@ -167,11 +174,11 @@ def _fills_itself(column: Column) -> bool:
     return column.has_default or bool(column.identity)
 
 
-def _generated(column: Column, target: Table) -> Finding:
+def _generated(column: Column, target: Table, who: str) -> Finding:
     return finding(
         Code.SET_GENERATED,
-        f"columns writes {column.name}, which {target.name} generates itself",
-        f"take {column.name} out of columns",
+        f"{who} writes {column.name}, which {target.name} generates itself",
+        f"take {column.name} out of {who if who == 'columns' else 'what it writes'}",
     )
 
 

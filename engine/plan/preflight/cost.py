@@ -95,7 +95,7 @@ def _plans(facts: PreflightFacts) -> Iterator[Finding]:
 
 
 def _travel(facts: PreflightFacts, columns: ColumnMap) -> Iterator[Finding]:
-    if columns.not_binary:
+    if columns.not_binary and facts.transform is None:
         yield finding(
             Code.BINARY_COPY_IMPOSSIBLE,
             f"{', '.join(columns.not_binary)} of {facts.target.name if facts.target else 'the target'}"
@@ -145,7 +145,7 @@ def _width(facts: PreflightFacts) -> Iterator[Finding]:
 
 
 def _updates(facts: PreflightFacts) -> Iterator[Finding]:
-    source, names = facts.source, set(facts.spec.set)
+    source, names = facts.source, set(facts.filled)
     touched = [i for i in source.indexes if touches(i, names) and not _summarises(i, facts)]
     if touched:
         yield finding(

@@ -57,7 +57,7 @@ def check_set(facts: PreflightFacts, choice: KeyChoice) -> Iterator[Finding]:
             f"set writes {', '.join(moved)}, which the job pages by: rows would move past the cursor",
             "name another key, or fill a new column and swap the two",
         )
-    yield from _done(facts, [c for c in map(source.column, written) if c is not None])
+    yield from _done(facts, [c for c in map(source.column, facts.filled) if c is not None])
 
 
 def _done(facts: PreflightFacts, written: Sequence[Column]) -> Iterator[Finding]:
@@ -68,6 +68,14 @@ def _done(facts: PreflightFacts, written: Sequence[Column]) -> Iterator[Finding]
         "write done: a predicate that is true for exactly the finished rows, such as a marker column that set fills"
     )
     names = {c.name for c in written}
+    reread = [name for name, _ in facts.transform.reads if name in names] if facts.transform is not None else []
+    if facts.transform is not None and reread:
+        yield finding(
+            Code.DONE_REQUIRED,
+            f"the transform {facts.transform.reference} reads {', '.join(reread)}, which the job writes: to compute it"
+            " again would give something else",
+            remedy,
+        )
     for expression in facts.expressions:
         if expression.clause != "set":
             continue
@@ -89,14 +97,14 @@ def _done(facts: PreflightFacts, written: Sequence[Column]) -> Iterator[Finding]
     if all(c.not_null for c in written):
         yield finding(
             Code.DONE_REQUIRED,
-            f"every column that set writes is NOT NULL ({listed}): by the default done (all of them not null) every"
+            f"every column that the job writes is NOT NULL ({listed}): by the default done (all of them not null) every"
             " row is finished already, and the job would change nothing",
             remedy,
         )
     elif all(c.not_null or c.has_default for c in written):
         yield finding(
             Code.DONE_SKIPS_DEFAULTS,
-            f"every column that set writes has a default ({listed}): rows that hold it are not null, and by the"
+            f"every column that the job writes has a default ({listed}): rows that hold it are not null, and by the"
             " default done they are finished already",
             "drop the default until the job is done, or write done",
         )

@@ -178,6 +178,34 @@ class DualWriteFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SampleFacts:
+    """What became of the rows of the source that the transform was tried on."""
+
+    rows: int
+    rejected: int = 0
+    dropped: int = 0
+    reason: str = ""  # of one rejected row
+    failure: str = ""  # why the transform gave nothing: with its own line, without values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformFacts:
+    """The job's transform: what it declares, and which of its columns it could not be given.
+
+    ``reads`` are columns of the source with the form that each is wanted in (``""``: the usual one), ``writes`` columns
+    of the written table.  ``unreadable`` and ``unwritable``: those of them whose type has no Python form.
+    """
+
+    reference: str
+    reads: tuple[tuple[str, str], ...]
+    writes: tuple[str, ...]
+    drops: bool = False
+    unreadable: tuple[str, ...] = ()
+    unwritable: tuple[str, ...] = ()
+    sample: SampleFacts | None = None  # None: it was not tried
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreflightFacts:
     """Everything that preflight judges.
 
@@ -198,11 +226,27 @@ class PreflightFacts:
     rows: float | None = None  # of the source, as planned; None: nobody knows
     states: Mapping[Side, ServerState] = field(default_factory=dict)
     dual_write: DualWriteFacts | None = None  # None: nobody looked, or triggers cannot do it (another database)
+    transform: TransformFacts | None = None  # None: the job has none
 
     @property
     def is_dual_written(self) -> bool:
         """True when our own triggers carry every change of the source over, in whatever order it happens."""
         return self.dual_write is not None and self.dual_write.installed and self.dual_write.intact
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """The columns that a transform writes."""
+        return self.transform.writes if self.transform is not None else ()
+
+    @property
+    def filled(self) -> tuple[str, ...]:
+        """In place: the columns that the job writes, by SQL or by a transform."""
+        return tuple(dict.fromkeys((*self.spec.set, *self.computed)))
+
+    @property
+    def streams(self) -> bool:
+        """True when rows pass through this process, over a session for reading and one for writing."""
+        return self.mode is Mode.COPY or self.transform is not None
 
     @property
     def strangers(self) -> tuple[Trigger, ...]:

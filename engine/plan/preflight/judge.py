@@ -14,6 +14,7 @@ from engine.plan.preflight.keys import KeyChoice, choose_key
 from engine.plan.preflight.pacing import check_pacing
 from engine.plan.preflight.servers import check_application, check_servers
 from engine.plan.preflight.tables import check_arbiter, check_tables
+from engine.plan.preflight.transforms import check_transform
 from engine.plan.preflight.writes import check_writes
 
 
@@ -26,7 +27,7 @@ def preflight(facts: PreflightFacts) -> tuple[Finding, ...]:
     choice = choose_key(facts.spec, facts.source)
     columns = None
     if facts.target is not None:
-        columns = map_columns(facts.spec, facts.source, facts.target)
+        columns = map_columns(facts.spec, facts.source, facts.target, facts.computed)
     return settle(_findings(facts, choice, columns), facts.spec.accept)
 
 
@@ -42,6 +43,7 @@ def _findings(facts: PreflightFacts, choice: KeyChoice, columns: ColumnMap | Non
     yield from check_expressions(facts)
     if facts.in_place:
         yield from check_set(facts, choice)
+    yield from check_transform(facts, choice, columns)
     yield from check_cost(facts, columns)
     yield from check_application(facts)
     yield from check_pacing(facts)

@@ -157,7 +157,8 @@ def _sessions(facts: PreflightFacts, side: Side) -> int:
     workers = facts.spec.workers
     walkers = -(-workers // _WORKERS_PER_WALKER)
     alone = facts.mode is not Mode.COPY
-    return workers + _OTHER_SESSIONS + (walkers if alone or side is Side.SOURCE else 0)
+    readers = workers if alone and facts.streams else 0
+    return workers + readers + _OTHER_SESSIONS + (walkers if alone or side is Side.SOURCE else 0)
 
 
 def _dual_write(facts: PreflightFacts) -> Iterator[Finding]:
@@ -178,9 +179,11 @@ def _dual_write(facts: PreflightFacts) -> Iterator[Finding]:
         if not any(t.before and t.on_insert for t in writers):
             yield finding(
                 Code.DUAL_WRITE_MISSING,
-                f"no trigger of {source.name} fills {', '.join(facts.spec.set)} in rows that are inserted meanwhile,"
+                f"no trigger of {source.name} fills {', '.join(facts.filled)} in rows that are inserted meanwhile,"
                 " and the job does not look past the last key of its beginning",
-                f"{_INSTALL}let the application or a trigger of your own fill them before the job starts",
+                "let the application fill them before the job starts: a trigger cannot run the transform's Python"
+                if facts.transform is not None
+                else f"{_INSTALL}let the application or a trigger of your own fill them before the job starts",
             )
         return
     unheard = [
@@ -192,12 +195,13 @@ def _dual_write(facts: PreflightFacts) -> Iterator[Finding]:
         )
         if not heard
     ]
+    by_triggers = facts.mode is Mode.INSERT and facts.transform is None
     if unheard:
         yield finding(
             Code.DUAL_WRITE_MISSING,
             f"no trigger of {source.name} hears {', '.join(unheard)}: changes made behind the job's cursor do not reach"
             " the target",
-            f"{_INSTALL if facts.mode is Mode.INSERT else ''}let the application write both tables (dual-write) before"
+            f"{_INSTALL if by_triggers else ''}let the application write both tables (dual-write) before"
             " the job starts, unless nobody writes the source",
         )
 

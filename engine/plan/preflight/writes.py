@@ -89,7 +89,7 @@ def _is_ours(facts: PreflightFacts, trigger: Trigger) -> bool:
 def _fires(facts: PreflightFacts, trigger: Trigger) -> bool:
     statements = statements_of(facts)
     # UPDATE OF fires where the statement sets one of its columns, whatever becomes of the value.
-    listens = not facts.in_place or not trigger.of_columns or not set(trigger.of_columns).isdisjoint(facts.spec.set)
+    listens = not facts.in_place or not trigger.of_columns or not set(trigger.of_columns).isdisjoint(facts.filled)
     return (
         (trigger.on_insert and "insert" in statements)
         or (trigger.on_update and "update" in statements and listens)
@@ -101,7 +101,7 @@ def _fires(facts: PreflightFacts, trigger: Trigger) -> bool:
 
 
 def _foreign_keys(facts: PreflightFacts, written: Table) -> Iterator[Finding]:
-    touched = set(facts.spec.set) if facts.in_place else None
+    touched = set(facts.filled) if facts.in_place else None
     outgoing = [f for f in written.foreign_keys if f.outgoing and (touched is None or touched & set(f.columns))]
     # Rows pointing here matter when ours are taken out again, or when a referenced column changes.
     incoming = [
@@ -153,7 +153,7 @@ def _unindexed(
 
 
 def _constraints(facts: PreflightFacts, written: Table) -> Iterator[Finding]:
-    touched = set(facts.spec.set)
+    touched = set(facts.filled)
     exclusions = [i for i in written.indexes if i.exclusion and (not facts.in_place or touches(i, touched))]
     if exclusions:
         yield finding(

@@ -130,7 +130,7 @@ async def submit(call: Call) -> Reply:
         return reply
     async with station.preparing:
         refuse_while_draining(call)
-        seen = await inspect(admitted.spec, endpoints_of(admitted.spec))
+        seen = await inspect(admitted.spec, endpoints_of(admitted.spec), tries=True)
         admitted.check_tables(seen)
         created = await begin(call, station, seen, request)
     async with station.ledger(call.identity) as ledger:

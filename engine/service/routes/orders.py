@@ -73,7 +73,7 @@ async def restart(call: Call) -> Reply:
         refuse_alive(await ledger.status(job), force=call.body.force)
     spec = spec_of(call, station, record, listens=True, writes=True)
     async with station.preparing:
-        seen = await inspect(spec, endpoints_of(spec))
+        seen = await inspect(spec, endpoints_of(spec), tries=True)
         check_found(call, station, record, seen)
         prepared = seen.prepared()
         async with opened_for(call, station, prepared) as (ledger, sides):

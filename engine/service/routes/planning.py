@@ -9,9 +9,10 @@ from engine.flow.endpoints import endpoints_of
 from engine.flow.planned import forecast_of, plan_json, rehearsal_json
 from engine.flow.prepare import Inspection, inspect
 from engine.flow.rehearse import rehearse as play
+from engine.flow.sampled import SHOWN_ROWS
 from engine.plan.preflight import refusals
 from engine.service.access import Scope
-from engine.service.admission import admit
+from engine.service.admission import admit, rows_refused
 from engine.service.routes.finding import dsns_of, no_connection
 from engine.service.routing import SPEC, Call, Parameter, Reply, Route
 from engine.service.station import Station
@@ -23,19 +24,22 @@ REHEARSAL_S: Final = 60.0
 _PROBLEMS = ("spec_invalid", "not_allowed", "superuser_refused", "cannot_connect", "usage")
 
 
-async def _look(call: Call) -> tuple[Station, Inspection]:
+async def _look(call: Call, *, show_rows: int = 0) -> tuple[Station, Inspection]:
     admitted = admit(call.body, call.daemon.config, dsns_of(call), call.identity)
     station = call.daemon.stations[admitted.connection]
     call.noted |= {"connection": station.name, "job": admitted.spec.name}
     async with station.preparing:
-        seen = await inspect(admitted.spec, endpoints_of(admitted.spec))
+        seen = await inspect(admitted.spec, endpoints_of(admitted.spec), tries=True, show_rows=show_rows)
     admitted.check_tables(seen)
     return station, seen
 
 
 async def plan(call: Call) -> Reply:
     """Key and index, spans, rows, a rough forecast, and findings with what to do about each. Touches nothing."""
-    _, seen = await _look(call)
+    wants_rows = bool(call.query["show_rows"])
+    if wants_rows and not call.daemon.config.allow.show_rows:
+        raise rows_refused()
+    _, seen = await _look(call, show_rows=SHOWN_ROWS if wants_rows else 0)
     return Reply(shapes.Plan.model_validate(plan_json(seen, forecast_of(seen))))
 
 
@@ -81,6 +85,14 @@ ROUTES = (
         request=SPEC,
         body_required=True,
         leaves_nothing=True,
+        parameters=(
+            Parameter(
+                "show_rows",
+                "boolean",
+                "With rows before and after the transform, where the operator allows that.",
+                default=False,
+            ),
+        ),
         deadline_s=60.0,
         problems=_PROBLEMS,
     ),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from engine.errors import Problem
 from engine.flow.endpoints import endpoints_of
 from engine.flow.prepare import inspect
 from engine.flow.quarantine import Retry, check_ids
 from engine.service.access import Scope
-from engine.service.admission import NotAllowed
+from engine.service.admission import rows_refused
 from engine.service.problems import Unprocessable
 from engine.service.routes.finding import CONNECTION, changing, check_found, find, seen_by, spec_of
 from engine.service.routing import Call, Parameter, Reply, Route
@@ -20,15 +19,7 @@ _PROBLEMS = ("unknown_job", "ambiguous_job", "cannot_connect")
 async def list_rows(call: Call) -> Reply:
     """How many rows are set aside, and what was wrong with each. Keys only where the operator allows that."""
     if call.query["show_rows"] and not call.daemon.config.allow.show_rows:
-        raise NotAllowed(
-            [
-                Problem(
-                    "show_rows",
-                    "the operator does not allow keys of rows in answers",
-                    "the operator writes [allow] show_rows = true",
-                )
-            ]
-        )
+        raise rows_refused()
     station, limit = await find(call), int(call.query["limit"])
     async with station.ledger(call.identity) as ledger:
         job_id = (await ledger.job(call.path["job"])).id

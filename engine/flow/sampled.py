@@ -1,0 +1,230 @@
+"""A job's transform tried on a few rows of its source, before anything is written.
+
+The rows come from all over the table, a few from each span, as a chunk of the job would read them; what the function
+gives back is encoded for the written columns' types, and forgotten.  A wrong name, type or shape shows here, with the
+function's own line, and not in the middle of a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final
+
+from engine.db import Connection
+from engine.db.failures import classify
+from engine.errors import TooManyBadRows, TransformFailed
+from engine.flow.transforming import PreparedTransform
+from engine.model import Key, TableName
+from engine.plan.preflight import SampleFacts
+from engine.plan.spans import SpanPlan
+from engine.sql import ident, qualified
+from engine.sql.predicates import columns, value, within
+
+if TYPE_CHECKING:  # numpy is loaded by jobs that need it
+    import numpy as np
+
+    from engine._native.rows import Rows
+    from engine.transform.columns import Column, ListColumn
+    from engine.transform.running import Runner
+    from engine.transform.types import ColumnType
+
+SAMPLE_ROWS: Final = 100
+PLACES: Final = 10
+"""Spans that rows are taken from: one end of a table is seldom like the other."""
+
+PATIENCE_S: Final = 10.0
+"""What reading them may take; a condition that next to no row fulfils is no reason to scan the table."""
+
+SHOWN_ROWS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRow:
+    """What the transform was given of one row, and what it made of it: name to text, None for NULL.
+
+    ``output`` None: the row was dropped, or rejected for ``reason``.
+    """
+
+    input: dict[str, str | None]
+    output: dict[str, str | None] | None
+    reason: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of ``plan --show-rows --json``."""
+        return {"input": self.input, "output": self.output, "reason": self.reason or None}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What became of the sampled rows; ``shown``: some of them, where somebody asked to see rows."""
+
+    facts: SampleFacts
+    shown: tuple[ShownRow, ...] = ()
+
+
+async def sample(
+    connection: Connection,
+    transform: PreparedTransform,
+    table: TableName,
+    key: Key,
+    plan: SpanPlan,
+    conditions: Sequence[str],
+    *,
+    show: int = 0,
+) -> Sample | None:
+    """Try the transform on up to ``SAMPLE_ROWS`` rows; None where there are none, or none were found in time.
+
+    ``conditions``: SQL that a row of the job fulfils.  ``show``: of so many rows, values and all.
+    """
+    from engine.transform.running import Runner
+
+    rows = await _read(connection, _query(transform, table, key, plan, conditions), max(1, len(transform.reads)))
+    if rows is None:
+        return None
+    runner = Runner(
+        transform.loaded,
+        tuple(enumerate(transform.reads)),
+        transform.writes,
+        [-1 - place for place in range(len(transform.writes))],
+        most_rejected=rows.count,
+    )
+    try:
+        await runner.start()
+        applied = await runner.apply(rows)
+        shown = [await _shown(runner, rows, row, transform) for row in range(min(show, rows.count))]
+    except (TransformFailed, TooManyBadRows) as error:
+        return Sample(SampleFacts(rows=rows.count, failure=error.message))
+    finally:
+        await runner.close()
+    rejected = applied.rejected
+    raising = [one.reason for one in rejected if one.sqlstate == _RAISED]
+    facts = SampleFacts(
+        rows=rows.count,
+        rejected=len(rejected),
+        dropped=applied.dropped,
+        reason=rejected[0].reason if rejected else "",
+        failure=raising[0] if len(raising) == rows.count else "",
+    )
+    return Sample(facts, tuple(shown))
+
+
+_RAISED: Final = "BF011"
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _query(transform: PreparedTransform, table: TableName, key: Key, plan: SpanPlan, conditions: Sequence[str]) -> str:
+    spans = plan.spans[:: max(1, -(-len(plan.spans) // PLACES))]
+    each = -(-SAMPLE_ROWS // max(1, len(spans)))
+    read = ", ".join(ident(read.name) for read in transform.reads) or "NULL::integer"
+    parts = []
+    for span in spans:
+        bounds = within(key.columns, None if span.lo is None else value(span.lo), value(span.hi))
+        where = " AND ".join([bounds, *(f"({condition})" for condition in conditions)])
+        parts.append(
+            f"(SELECT {read} FROM {qualified(table)} WHERE {where} ORDER BY {columns(key.columns)} LIMIT {each})"
+        )
+    return " UNION ALL ".join(parts)
+
+
+async def _read(connection: Connection, query: str, fields: int) -> Rows | None:
+    from engine._native.rows import RowBatches
+
+    if not query:
+        return None
+    batches = RowBatches(fields, max_rows=SAMPLE_ROWS + PLACES)
+    found: list[Rows] = []
+
+    async def take(piece: bytes) -> None:
+        found.extend(batches.feed(piece))
+
+    await connection.execute(
+        f"BEGIN READ ONLY; SET LOCAL enable_seqscan = off; SET LOCAL statement_timeout = {round(PATIENCE_S * 1000)}"
+    )
+    try:
+        await connection.copy_out(query, take)
+        last = batches.finish()
+    except Exception as error:
+        failure = classify(error)
+        if failure.lost or not failure.sqlstate:
+            raise
+        return None  # whatever is wrong with the query, other findings say it
+    finally:
+        if not connection.is_closed:
+            await connection.execute("ROLLBACK")
+    found.extend([] if last is None else [last])
+    return found[0] if found else None
+
+
+# -- showing ----------------------------------------------------------------------------------------------------------
+
+
+async def _shown(runner: Runner, rows: Rows, row: int, transform: PreparedTransform) -> ShownRow:
+    import numpy as np
+
+    one = rows.take(np.array([row], np.int64))
+    applied = await runner.apply(one)
+    reason = applied.rejected[0].reason if applied.rejected else "dropped" if applied.dropped else ""
+    output = None if not applied.rows else _texts(_unpacked(applied.piece, len(transform.writes)), transform.writes)
+    return ShownRow(_texts(one, transform.reads), output, reason)
+
+
+def _unpacked(piece: bytes, fields: int) -> Rows:
+    from engine._native.rows import HEADER, TRAILER, RowBatches
+
+    batches = RowBatches(fields)
+    found = batches.feed(HEADER + piece + TRAILER)
+    last = batches.finish()
+    return [*found, *([] if last is None else [last])][0]
+
+
+def _texts(rows: Rows, types: Sequence[ColumnType]) -> dict[str, str | None]:
+    """The values of the only row there is."""
+    from engine.transform.decoding import decode
+
+    return {kind.name: _text(decode(rows, field, kind)[0], kind) for field, kind in enumerate(types)}
+
+
+def _text(column: Column | ListColumn, kind: ColumnType) -> str | None:
+    """The value for people: as Python sees it, in words that PostgreSQL would understand."""
+    if bool(column.null[0]):
+        return None
+    if kind.element is None:
+        return _scalar(column.values[0], kind)
+    from engine.transform.columns import ListColumn
+
+    assert isinstance(column, ListColumn)
+    first, last = int(column.offsets[0]), int(column.offsets[1])
+    items = (
+        "NULL" if column.element_null[place] else _scalar(column.values[place], kind.element)
+        for place in range(first, last)
+    )
+    return "{" + ",".join(items) + "}"
+
+
+def _scalar(found: Any, kind: ColumnType) -> str:
+    if kind.scale is not None and kind.kind.value == "scaled":
+        return str(Decimal(int(found)).scaleb(-kind.scale)) if kind.scale else str(int(found))
+    if isinstance(found, bytes):
+        return "\\x" + found.hex()
+    if kind.kind.value == "uuid":
+        import uuid
+
+        return str(uuid.UUID(bytes=bytes(found)))
+    if kind.kind.value in ("date", "timestamp"):
+        return _moment(found)
+    if kind.kind.value == "bool":
+        return "true" if found else "false"
+    return str(found)
+
+
+def _moment(found: np.datetime64) -> str:
+    from engine.transform.columns import INFINITY
+
+    number = int(found.astype("int64"))
+    if number in (INFINITY, -INFINITY):
+        return "infinity" if number > 0 else "-infinity"
+    return str(found).replace("T", " ")

@@ -1,0 +1,78 @@
+"""Which rows of a batch make a function raise.
+
+Nobody can ask the function, so the batch is halved, in memory, until single rows raise.  For ``r`` of ``n`` rows that
+takes at most about ``2 r log2(n)`` calls.  Before that a few rows from all over the batch are tried alone: where every
+one of them raises it is not the rows that are wrong, but the function, or what it calls; then it stops at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import numpy as np
+
+from engine._native.rows import Rows
+from engine.errors import TooManyBadRows, TransformFailed
+from engine.transform.passing import RAISED, Done, Raised, Rejected
+
+TRIED_ALONE: Final = 64
+"""Rows that must all raise, each alone, for it to be the function's fault.  A batch of fewer rows may well have only
+bad ones."""
+
+Attempt = Callable[[Rows], Awaitable[Done | Raised]]
+
+
+async def without_raising(attempt: Attempt, rows: Rows, raised: Raised, name: str, most: int) -> list[tuple[int, Done]]:
+    """What becomes of ``rows``, on which the function has ``raised``, in pieces: each with the number of its first row.
+
+    A row that raises is a piece of its own, rejected.  Raises ``TransformFailed`` where the function is to blame, and
+    ``TooManyBadRows`` where more than ``most`` rows are.
+    """
+    if most <= 0:
+        raise TransformFailed(f"{name} raised {raised.shown}", hint=_HINT)
+    if rows.count > TRIED_ALONE:
+        await _try_some_alone(attempt, rows, name)
+    pieces: list[tuple[int, Done]] = []
+    found = 0
+    left: list[tuple[int, int, Raised | None]] = [(0, rows.count, raised)]  # the last is the next; None: not tried yet
+    while left:
+        begin, end, outcome = left.pop()
+        if outcome is None:
+            await asyncio.sleep(0)  # whoever waits may have gone
+            tried = await attempt(rows.take(np.arange(begin, end)))
+            if isinstance(tried, Done):
+                pieces.append((begin, tried))
+                continue
+            outcome = tried
+        if end - begin > 1:
+            middle = (begin + end) // 2
+            left += [(middle, end, None), (begin, middle, None)]
+            continue
+        found += 1
+        if found > most:
+            raise TooManyBadRows(
+                f"{name} raises on more rows of one batch than may be set aside ({most:,}), the last time"
+                f" {outcome.shown}",
+                hint=_HINT,
+                sqlstate=RAISED,
+            )
+        pieces.append((begin, Done(b"", 0, 0, [Rejected(0, outcome.reason, RAISED)])))
+    return pieces
+
+
+async def _try_some_alone(attempt: Attempt, rows: Rows, name: str) -> None:
+    outcome: Done | Raised | None = None
+    for row in np.linspace(0, rows.count - 1, TRIED_ALONE).astype(np.int64):
+        outcome = await attempt(rows.take([int(row)]))
+        if isinstance(outcome, Done):
+            return
+    assert isinstance(outcome, Raised), "at least one was tried"
+    raise TransformFailed(
+        f"{name} raised {outcome.shown}: on each of {TRIED_ALONE} rows that were tried alone, so it is not the rows",
+        sqlstate=RAISED,
+    )
+
+
+_HINT: Final = "mend the function, or let it reject such rows; errors.max_quarantined sets rows aside"

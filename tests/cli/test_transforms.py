@@ -1,0 +1,256 @@
+"""Python transforms as a user meets them: in a spec, in a plan, in a run, and what a host does not load."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli, wrong_rows
+from tests.support.databases import FreshDatabase, TwoDatabases
+
+MODULE = """
+from pathlib import Path
+
+from engine.transform import Batch, Column, transform
+
+(Path(__file__).parent / "imported").touch()
+
+
+@transform(reads=["amount"], writes=["cents"])
+def cents(batch: Batch):
+    amount = batch["amount"]
+    batch.reject(amount.values > 19_999_00, "too large")
+    return {"cents": Column(amount.values, amount.null)}
+
+
+@transform(reads=["amount"], writes=["cents"])
+def broken(batch: Batch):
+    return {"cents": batch["amount"].values / len(batch.no_such_attribute)}
+
+
+@transform(reads=["amount"], writes=["cents"], drops=True)
+def some(batch: Batch):
+    amount = batch["amount"]
+    batch.drop(amount.values % 200 == 0)
+    return {"cents": Column(amount.values, amount.null)}
+"""
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module in the working directory, which no test has imported before."""
+    name = f"shop_transforms_{next(_numbers)}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def imported(tmp_path: Path) -> Callable[[], bool]:
+    return (tmp_path / "imported").exists
+
+
+@pytest.fixture
+def job(spec: Callable[..., Path], module: str) -> Callable[..., Path]:
+    """``job("cents")``: a spec of that transform on the shop."""
+    return lambda function="cents", **keys: spec(**({"set": None, "transform": f"{module}:{function}"} | keys))
+
+
+# -- by hand ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_spec_by_hand_runs_the_function_beside_it(backfill: Cli, shop: FreshDatabase, job) -> None:
+    done = backfill("run", job(), "--json")
+    assert done.code == 0, done.err
+    assert wrong_rows(shop) == 0
+    again = backfill("run", job(), "--json")
+    assert again.code == 0
+    assert backfill("status", "cents", "--json").json["state"] == "done"
+
+
+def test_flags_say_the_same(backfill: Cli, shop: FreshDatabase, module: str) -> None:
+    done = backfill("run", "--table", "orders", "--transform", f"{module}:cents", "--name", "by-flags")
+    assert done.code == 0, done.err
+    assert wrong_rows(shop) == 0
+
+
+def test_validate_imports_nothing(backfill: Cli, job, imported) -> None:
+    assert backfill("validate", job()).code == 0
+    refused = backfill("validate", job(transform="shop.transforms"), "--json")
+    assert refused.code == 3
+    assert [problem["path"] for problem in refused.json["problems"]] == ["transform"]
+    assert not imported()
+
+
+def test_a_plan_tries_the_transform_and_writes_nothing(backfill: Cli, shop: FreshDatabase, job) -> None:
+    plan = backfill("plan", job(), "--json")
+    assert plan.code == 0, plan.out
+    shown = plan.json
+    assert (shown["transform"]["reads"], shown["transform"]["writes"]) == (["amount"], ["cents"])
+    assert (shown["sample"]["rows"], shown["sample"]["shown"]) == (100, [])
+    assert int(shop.sql("SELECT count(*) FROM orders WHERE cents IS NOT NULL")) == 0
+
+
+def test_rows_are_shown_to_who_asks(backfill: Cli, shop: FreshDatabase, job) -> None:
+    human = backfill("plan", job(), "--show-rows")
+    assert human.code == 0
+    assert "row 5" in human.out
+    assert "row 6" not in human.out
+    shown = backfill("plan", job(), "--show-rows", "--json").json["sample"]["shown"]
+    assert len(shown) == 5
+    assert shown[0] == {"input": {"amount": "0.01"}, "output": {"cents": "1"}, "reason": None}
+
+
+def test_rows_of_a_job_without_a_transform_are_nothing_to_show(backfill: Cli, shop: FreshDatabase, spec) -> None:
+    assert backfill("plan", spec(), "--show-rows").code == 2
+
+
+def test_a_transform_that_fails_on_the_sample_is_refused_with_its_own_line(
+    backfill: Cli, shop: FreshDatabase, job, module: str
+) -> None:
+    for command in ("plan", "run"):
+        refused = backfill(command, job("broken"))
+        assert refused.code == 4, refused.err
+        said = refused.out + refused.err
+        assert "TRANSFORM_FAILS" in said
+        assert f"{module}.py:18" in said.replace("\n", "")
+
+
+def test_a_module_that_is_not_there_is_said_so(backfill: Cli, shop: FreshDatabase, job) -> None:
+    missing = backfill("plan", job(transform="no_such_module_here:cents"))
+    assert missing.code == 3
+    assert "no_such_module_here" in missing.err
+
+
+# -- what others wrote ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun(backfill: Cli, shop: FreshDatabase, job, until, module: str) -> str:
+    """The name of the transform of a job that somebody began and left."""
+    path = job(pace={"max_rows_per_s": 2000, "signals": "off"}, chunk={"max_rows": 100})
+    running = backfill.start("run", path)
+    until(shop, "rows_done > 0")
+    running.signal(signal.SIGINT)
+    assert running.end().code == 130
+    backfill("pace", "cents", "--max-rows-per-s", "1e6")
+    backfill.started.clear()
+    return f"{module}:cents"
+
+
+def test_a_worker_that_may_ends_what_others_began(backfill: Cli, shop: FreshDatabase, begun: str) -> None:
+    done = backfill("worker", "--once", "--json", "--allow-transform", f"{begun.partition(':')[0]}:*")
+    assert done.code == 0, done.err
+    assert done.events("job.finished")[0]["state"] == "done"
+    assert wrong_rows(shop) == 0
+
+
+def test_a_worker_leaves_a_job_aside_whose_transform_it_may_not_load(
+    backfill: Cli, shop: FreshDatabase, begun: str, tmp_path: Path, imported
+) -> None:
+    (tmp_path / "imported").unlink()
+    aside = backfill("worker", "--once", "--json", "--allow-transform", f"{begun}_too")
+    assert aside.code == 3
+    assert begun in aside.events("job.aside")[0]["reason"]
+    assert not imported()
+    assert backfill("status", "cents", "--json").json["state"] == "running", "others may still work it"
+
+
+def test_the_ledgers_word_is_never_enough(backfill: Cli, shop: FreshDatabase, begun: str, tmp_path: Path) -> None:
+    """Whoever can write the ledger's tables does not choose what this process imports."""
+    (tmp_path / "planted.py").write_text("from pathlib import Path\nPath('planted').touch()\n")
+    for planted in ("os:system", "planted:cents"):
+        declared = f'{{"transform": "{planted}", "transform_reads": [], "transform_writes": ["cents"]}}'
+        shop.sql(
+            f"UPDATE backfill.job SET spec = jsonb_set(spec, '{{transform}}', '\"{planted}\"'),"
+            f" identity = identity || '{declared}'"
+        )
+        for command in (
+            ["worker", "--once", "--allow-transform", begun],
+            ["quarantine", "retry", "cents", "--all"],
+            ["gate", "cents"],
+            ["verify", "cents"],
+            ["dualwrite", "cents", "--check"],
+            ["grants", "cents", "--to", "somebody"],
+        ):
+            backfill(*command)
+        assert not (tmp_path / "planted").exists()
+    assert backfill("worker", "--once", "--allow-transform", begun).code == 3
+    assert int(shop.sql("SELECT count(*) FROM orders WHERE cents IS NOT NULL")) < 20000
+
+
+def test_a_transform_that_declares_something_else_now_is_another_job(
+    backfill: Cli, shop: FreshDatabase, begun: str, tmp_path: Path, job
+) -> None:
+    sys.modules.pop(begun.partition(":")[0], None)
+    module = tmp_path / f"{begun.partition(':')[0]}.py"
+    module.write_text(module.read_text().replace('reads=["amount"]', 'reads=["amount", "id"]'))
+    changed = backfill("run", job())
+    assert changed.code == 3
+    assert "transform_reads" in changed.err
+
+
+# -- what others can do with it ---------------------------------------------------------------------------------------
+
+
+def test_who_only_looks_need_not_load_it(backfill: Cli, shop: FreshDatabase, job, module: str, tmp_path: Path) -> None:
+    assert backfill("run", job()).code == 0
+    sys.modules.pop(module, None)
+    (tmp_path / f"{module}.py").unlink()
+    verified = backfill("verify", "cents", "--json")
+    assert verified.code == 0, verified.err
+    gate = backfill("gate", "cents", "--json")
+    assert gate.code in (0, 7, 8), gate.err
+    assert backfill("grants", "cents", "--to", "somebody").code == 0
+
+
+def test_a_verification_in_place_counts_what_is_not_done(backfill: Cli, shop: FreshDatabase, job) -> None:
+    assert backfill("run", job()).code == 0
+    assert backfill("verify", "cents").code == 0
+    shop.sql("UPDATE orders SET cents = NULL WHERE id <= 3")
+    found = backfill("verify", "cents", "--json")
+    assert found.code == 6
+    assert found.json["mismatched"] == 3
+
+
+def test_a_copy_is_compared_but_for_what_was_computed(backfill: Cli, two_shops: TwoDatabases, job, module: str) -> None:
+    path = job(
+        name="copy",
+        source={"dsn": "${SOURCE_DSN}", "table": "orders"},
+        target={"dsn": "${TARGET_DSN}", "table": "orders_v2"},
+    )
+    assert backfill("run", path).code == 0
+    two_shops.target.sql("UPDATE orders_v2 SET cents = 0 WHERE id = 1; UPDATE orders_v2 SET amount = 0 WHERE id = 2")
+    found = backfill("verify", path, "--json")
+    assert found.code == 6, found.err
+    finished = found.json
+    assert (finished["mismatched"], finished["not_compared"]) == (1, ["cents"])
+    refused = backfill("verify", path, "--repair")
+    assert refused.code == 2
+    assert f"{module}:cents" in refused.err
+    assert two_shops.target.sql("SELECT amount FROM orders_v2 WHERE id = 2") == "0.00"
+
+
+def test_triggers_cannot_run_it(backfill: Cli, shop: FreshDatabase, job) -> None:
+    for action in ("--print", "--install", "--check"):
+        refused = backfill("dualwrite", job(), action)
+        assert refused.code == 2, refused.out
+        assert "cents" in refused.err
+        assert "application" in refused.err
+    assert "zz_backfill_" not in shop.sql("SELECT tgname FROM pg_trigger")
+
+
+def test_the_grant_script_lets_a_role_stage_rows(backfill: Cli, shop: FreshDatabase, job, spec) -> None:
+    with_transform = backfill("grants", job(), "--to", "somebody").out
+    without = backfill("grants", spec(), "--to", "somebody").out
+    assert "GRANT TEMPORARY ON DATABASE" in with_transform
+    assert "GRANT TEMPORARY ON DATABASE" not in without
+    assert "dualwrite" not in with_transform
