@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,27 +28,51 @@ settings.register_profile("thorough", max_examples=5000, deadline=None, suppress
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 
-ALONE = frozenset(
-    f"test_{name}.py"
-    for name in (
-        "pacing_real",
-        "pacing_faults",
-        "pacing_fleet",
-        "pacing",
-        "vacuum",
-        "watch_latency",
-        "stress",
-        "pace",
-    )
+ALONE = frozenset({"test_vacuum.py", "test_watch_latency.py"})
+"""Files whose tests measure: nothing may run beside them."""
+
+WAITING = frozenset(
+    {"test_pacing.py", "test_pacing_faults.py", "test_pacing_fleet.py", "test_pacing_real.py", "test_stress.py"}
 )
-"""Files whose tests look at the clock."""
+"""Files whose tests look at the clock and wait for most of the time: they may run beside each other."""
+
+LONGEST = (
+    "faults/test_verify_faults.py",
+    "integration/test_flow_regressions.py",
+    "integration/test_gate.py",
+    "integration/test_verify.py",
+    "cli/test_demo.py",
+    "faults/test_crash_points.py",
+    "faults/test_transforms.py",
+    "cli/test_verify.py",
+    "integration/test_quarantine.py",
+    "integration/test_verify_compare.py",
+    "integration/test_dual_write.py",
+    "cli/test_grants.py",
+    "faults/test_quarantine_faults.py",
+    "faults/test_dual_write_races.py",
+    "integration/test_tombstones.py",
+    "cli/test_orders.py",
+    "cli/test_run.py",
+    "cli/test_transform_troubles.py",
+    "faults/test_servers.py",
+    "cli/test_worker.py",
+    "operations/test_pages.py",
+    "faults/test_frozen.py",
+)
+"""These files begin first, so that in the end none of them is waited for alone."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what nothing may run beside."""
+    """Mark what may not run beside everything; long files first, which ``--no-loadscope-reorder`` leaves as it is."""
     for item in items:
         if item.path.name in ALONE:
             item.add_marker("alone")
+        elif item.path.name in WAITING:
+            item.add_marker("waiting")
+    folder = Path(__file__).parent
+    turns = {folder / name: turn for turn, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: turns.get(item.path, len(turns)))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from libc.stdint cimport INT32_MAX, UINT64_MAX, int32_t, int64_t, uint8_t, uint1
 from libc.string cimport memchr, memcpy
 
 from decimal import Decimal
+from numbers import Integral
 
 from engine._native.copybin cimport LENGTH_BYTES, NULL_LENGTH, load_int32
 from engine._native.rows cimport Encoded, new_encoded, store_int32
@@ -93,9 +94,6 @@ cdef int _power
 for _power in range(1, 19):
     TEN[_power] = 10 * TEN[_power - 1]
 
-cdef str NOT_TEXT = "is no str"
-cdef str NOT_BYTES = "is no bytes"
-cdef str NOT_DECIMAL = "is neither Decimal nor int"
 cdef str HAS_NUL = "text with a NUL character, which PostgreSQL cannot store"
 cdef str HAS_SURROGATE = "text with a surrogate, which has no UTF-8 form"
 cdef str TOO_LONG = "a value of 1 GB or more"
@@ -274,11 +272,13 @@ def encode_decimals(list values not None, const uint8_t[::1] null not None, prec
         if not null[i] and value is not None:
             kind = type(value)
             if kind is not Decimal:
-                if isinstance(value, Decimal) or (isinstance(value, int) and not isinstance(value, bool)):
+                if isinstance(value, Decimal):
                     value = Decimal(value)
+                elif isinstance(value, Integral) and kind is not bool:
+                    value = Decimal(int(value))
                 else:
                     value = None
-                    bad.append((i, f"a {kind.__name__} {NOT_DECIMAL}"))
+                    bad.append((i, f"{kind.__name__} instead of Decimal or int"))
             if value is not None:
                 text = str(value)       # exact; the only form of a Decimal that C can read at once
                 digits = PyUnicode_AsUTF8AndSize(text, &size)
@@ -413,7 +413,7 @@ def encode_texts(list values not None, const uint8_t[::1] null not None, bytes p
         if null[i] or value is None:
             pass
         elif not PyUnicode_Check(value):
-            bad.append((i, f"a {type(value).__name__} {NOT_TEXT}"))
+            bad.append((i, f"{type(value).__name__} instead of str"))
         else:
             try:
                 characters = PyUnicode_AsUTF8AndSize(value, &size)
@@ -447,7 +447,7 @@ def encode_bytes(list values not None, const uint8_t[::1] null not None):
             if isinstance(value, (bytearray, memoryview)):
                 value = bytes(value)
             if not PyBytes_Check(value):
-                bad.append((i, f"a {type(value).__name__} {NOT_BYTES}"))
+                bad.append((i, f"{type(value).__name__} instead of bytes"))
             elif PyBytes_GET_SIZE(value) > LONGEST:
                 bad.append((i, TOO_LONG))
             else:
@@ -531,9 +531,9 @@ cdef int _same_length(Py_ssize_t count, const uint8_t[::1] null) except -1:
 
 
 cdef inline int _make_room(Encoded encoded, Py_ssize_t nbytes) except -1:
-    """Room for ``nbytes`` in all, and for as much again, so that growing costs no more than writing."""
+    """Room for ``nbytes`` in all, and for half as much again, so that growing costs no more than writing."""
     if nbytes > encoded.capacity:
-        encoded.reserve(2 * nbytes)
+        encoded.reserve(nbytes + nbytes // 2)
     return 0
 
 

@@ -36,7 +36,7 @@ def spec_of(
         source=None if source_dsn is None else dsn_of(source_dsn, "--source-dsn"),
         urls=frozenset(urls),
         transforms=frozenset(transforms),
-        search=Path.cwd(),
+        search=Path.cwd() if transforms else None,
     )
     return run_async(_known(place, lent, listens=listens))
 

@@ -16,6 +16,7 @@ from engine.cli.watched_job import WatchedJob, followed
 from engine.errors import Busy, HeldByOperator, VerificationMismatch
 from engine.fleet.signals import TwoSignals, exit_code
 from engine.fleet.verification import finished_verification
+from engine.flow.gate import NO_REPAIR
 from engine.flow.shared import SETTLE_S
 from engine.ledger.records import Verification
 from engine.telemetry import JsonLines, numbers
@@ -86,18 +87,26 @@ _COUNTS = ("rows", "suspects", "mismatched", "missing", "extra", "unsettled", "r
 
 
 def tell_found(
-    terminal: Terminal, lines: JsonLines | None, job: str, found: Verification, *, by_daemon: bool = False
+    terminal: Terminal,
+    lines: JsonLines | None,
+    job: str,
+    found: Verification,
+    *,
+    by_daemon: bool = False,
+    can_repair: bool = True,
 ) -> int:
-    """Say how a verification ended; gives its exit code.  A daemon gives no keys of rows that differ."""
+    """Say how a verification ended; gives its exit code.  A daemon gives no keys of rows that differ.  ``can_repair``
+    False: the job has a transform, which no repair can run.
+    """
     if lines is not None:
         lines(finished_verification(job, found))
-    _say(terminal, job, found, by_daemon=by_daemon)
+    _say(terminal, job, found, by_daemon=by_daemon, can_repair=can_repair)
     if found.outcome == "cancelled":
         return HeldByOperator.exit_code
     return 0 if found.verified else VerificationMismatch.exit_code
 
 
-def _say(terminal: Terminal, job: str, found: Verification, *, by_daemon: bool) -> None:
+def _say(terminal: Terminal, job: str, found: Verification, *, by_daemon: bool, can_repair: bool) -> None:
     """What was found, in one line, and what to do about it."""
     size = f"{numbers.count(found.rows)} rows in {numbers.duration(found.seconds)}"
     if found.not_compared:
@@ -125,11 +134,12 @@ def _say(terminal: Terminal, job: str, found: Verification, *, by_daemon: bool) 
     left = found.mismatched + found.missing + found.extra - found.repaired
     if left and not found.repair:
         but = ", but for those only in the target" if found.extra else ""
-        steps = [f"backfill verify {job} --repair mends them{but}"] if left > found.extra else []
+        steps = [f"backfill verify {job} --repair mends them{but}"] if left > found.extra and can_repair else []
+        steps += [] if can_repair else [NO_REPAIR]
         steps += [] if by_daemon else ["--show-rows lists their keys"]
         if steps:
             terminal.say(f"  {'; '.join(steps)}", "dim")
-    if found.extra and not found.delete_extra:
+    if found.extra and not found.delete_extra and can_repair:
         terminal.say(
             "  rows only in the target may be another job's, or older than this one, so a repair leaves them;"
             f" if they are nobody's: backfill verify {job} --repair --delete-extra deletes them",

@@ -119,7 +119,7 @@ async def _verify(
             lines.write(_row_json(row))
         else:
             terminal.data(_row(row))
-    return tell_found(terminal, lines, spec.name, found)
+    return tell_found(terminal, lines, spec.name, found, can_repair=spec.transform is None)
 
 
 def _joined(found: Verification) -> str:

@@ -65,7 +65,7 @@ def worker(
         variables=frozenset((*DEFAULT_VARIABLES, *variables)),
         urls=frozenset(urls),
         transforms=frozenset(transforms),
-        search=Path.cwd(),
+        search=Path.cwd() if transforms else None,
     )
     with closing(Observer(terminal, metrics)) as observer:
         return run_async(_work(terminal, lent, observer, jobs, workers, once=once))

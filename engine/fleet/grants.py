@@ -32,7 +32,8 @@ LEDGER_RIGHTS: Final = (
     "GRANT INSERT, UPDATE, DELETE ON backfill.difference TO {both};",
     "GRANT INSERT, UPDATE, DELETE ON backfill.quarantine TO {both};",
     "GRANT INSERT ON backfill.event TO {both};  -- history is only ever added to",
-    "GRANT EXECUTE ON FUNCTION backfill.advance, backfill.set_aside, backfill.set_aside_all, backfill.flat_orders TO {both};",
+    "GRANT EXECUTE ON FUNCTION backfill.advance, backfill.flat_orders TO {both};",
+    "GRANT EXECUTE ON FUNCTION backfill.set_aside, backfill.set_aside_all TO {both};",
     "GRANT EXECUTE ON FUNCTION backfill.pause, backfill.resume, backfill.cancel, backfill.pace TO {both};",
 )
 """What the ledger asks of whoever works on jobs or gives orders: of the login too, which need not inherit anything."""

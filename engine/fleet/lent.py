@@ -20,7 +20,7 @@ from engine.errors import UsageError
 from engine.flow.transforming import declared_by
 from engine.ledger.records import JobRecord
 from engine.model import Mode
-from engine.spec import Dsn, JobSpec, TransformRights
+from engine.spec import Dsn, JobSpec, by_operator
 
 DEFAULT_VARIABLES: Final = ("SOURCE_DSN", "TARGET_DSN")
 _ASTRAY: Final = ("..", "\\", "\N{REPLACEMENT CHARACTER}")
@@ -77,7 +77,7 @@ class Lent:
         return self._spec(job, self._source_of(job), target)
 
     def _spec(self, job: JobRecord, source: Dsn, target: Dsn | None) -> JobSpec:
-        rights = TransformRights(self.transforms, self.search, declared_by(job.identity))
+        rights = by_operator(self.transforms, self.search, declared_by(job.identity))
         return JobSpec.from_ledger(job.spec, source_dsn=source, target_dsn=target, transforms=rights)
 
     def _checked(self, spec: JobSpec) -> JobSpec:

@@ -12,6 +12,7 @@ from engine.fleet.local import LocalRun
 from engine.flow import opening
 from engine.flow.dual_write_change import prepared_for_change
 from engine.flow.endpoints import endpoints_of
+from engine.flow.gate import NO_REPAIR
 from engine.flow.prepare import Inspection, Prepared
 from engine.flow.result import RunResult
 from engine.flow.shared import SETTLE_S
@@ -104,10 +105,8 @@ async def begin(
     """
     if repair and prepared.transform is not None:
         raise UsageError(
-            f"{', '.join(prepared.transform.declaration.writes)} is computed by {prepared.transform.reference}, and a"
-            " repair is SQL",
-            hint="verify without --repair tells which rows differ; take them out of the target (in place: set the"
-            " columns to NULL), and backfill restart writes them again",
+            f"{prepared.transform.reference} computes {', '.join(prepared.transform.declaration.writes)}",
+            hint=NO_REPAIR,
         )
     if repair and prepared.target is None and prepared.unrepeatable:
         names = ", ".join(sorted(prepared.unrepeatable))

@@ -85,8 +85,8 @@ def within_one_database(prepared: Prepared) -> sql.DualWriteText:
     text = text_of(prepared)
     if prepared.transform is not None:
         raise UsageError(
-            f"{', '.join(prepared.transform.declaration.writes)} is computed by {prepared.transform.reference}: a"
-            " trigger cannot run Python",
+            f"{prepared.transform.reference} computes {', '.join(prepared.transform.declaration.writes)}: a trigger"
+            " cannot run Python",
             hint="let the application write these columns, from before the job starts until the old side is given up",
         )
     if text is None:

@@ -24,6 +24,12 @@ from engine.model import JobState, Mode, Side
 DECLARED: Final = "DUAL_WRITE_MISSING"
 """The finding by whose acceptance a person declares that the application writes both sides."""
 
+NO_REPAIR: Final = (
+    "a repair is SQL and cannot compute what a transform does: take these rows out of the target (in place: set the"
+    " columns to NULL), and backfill restart writes them again"
+)
+"""What to do about rows of such a job that differ."""
+
 _SECTIONS: Final = ("table", "columns", "indexes", "collations")
 """Of the schema, what must be as it was planned.  Triggers have a check of their own, and a rewritten file is for the
 verification to judge."""
@@ -70,7 +76,7 @@ async def gate(seen: Inspection, ledger: Ledger, sides: Sides) -> Gate:
     files = await _files(seen, sides)
     checks = (
         _done(job),
-        _verified(job, last, files),
+        _verified(job, last, files, can_repair=seen.transform is None),
         *await _tables(job, seen, sides),
         _quarantine(job, await ledger.quarantined_count(job.id)),
         _server(job, passed, sides[Side.TARGET].server.mark),
@@ -108,14 +114,14 @@ async def _files(seen: Inspection, sides: Sides) -> dict[str, int]:
         return {}  # it was dropped a moment ago: none of its files is there
 
 
-def _verified(job: JobRecord, last: Verification | None, files: dict[str, int]) -> Check:
+def _verified(job: JobRecord, last: Verification | None, files: dict[str, int], *, can_repair: bool) -> Check:
     again = f"backfill verify {job.name}"
     if last is None:
         return Check("verified", ok=False, detail="nobody has verified it", remedy=again)
     if last.outcome is None:
         return Check("verified", ok=False, detail="a verification is running", remedy=f"backfill wait {job.name}")
     if last.outcome == "mismatch":
-        return _mismatch(last, again)
+        return _mismatch(last, again, can_repair=can_repair)
     if last.outcome == "cancelled":
         return Check("verified", ok=False, detail="the last verification was cancelled", remedy=again)
     if job.moved_at is None or last.started_at < job.moved_at:
@@ -130,13 +136,15 @@ def _verified(job: JobRecord, last: Verification | None, files: dict[str, int]) 
     return Check("verified", ok=True, detail=rows + left_out)
 
 
-def _mismatch(last: Verification, again: str) -> Check:
+def _mismatch(last: Verification, again: str, *, can_repair: bool) -> Check:
     differing = last.mismatched + last.missing + last.extra - last.repaired
     if differing or last.truncated:
         least = "at least " if last.truncated else ""
         detail = f"the last verification found {least}{_rows(differing)} differing"
         more = " (--delete-extra, if rows that only the target holds are nobody's)"
         remedy = f"{again} --repair{more if last.extra and not last.delete_extra else ''}, then {again}"
+        if not can_repair:
+            remedy = f"{again} --show-rows names them; {NO_REPAIR}, then {again}"
     else:
         detail = f"the last verification found {_rows(last.unsettled)} that changed at every look"
         remedy = f"{again} when they are written less often, or with a longer --settle"
@@ -193,6 +201,8 @@ def _dual_write(job: JobRecord, now: DualWrite | None, seen: Inspection) -> Chec
         return Check("dual_write", ok=True, detail="declared by accept: the application writes both sides")
     if seen.mode is Mode.COPY:
         remedy = f"if the application writes both databases, declare it: accept: [{DECLARED}]"
+    elif seen.transform is not None:
+        remedy = f"if the application writes what the transform computes, declare it: accept: [{DECLARED}]"
     else:
         remedy = f"backfill dualwrite --install before a job; or declare the application's: accept: [{DECLARED}]"
     return Check("dual_write", ok=False, detail="no triggers of ours since the job began", remedy=remedy)

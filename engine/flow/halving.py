@@ -11,6 +11,7 @@ nothing of all this: chunks behind a bad row are as large as those before it, un
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from engine.crashpoint import crashpoint
@@ -21,7 +22,7 @@ from engine.events import RowQuarantined
 from engine.flow.bounds import Bound, Prober
 from engine.flow.shared import Shared
 from engine.ledger.store import Ledger
-from engine.model import KeyValue, Observation, Phase, Span
+from engine.model import KeyValue, Phase, Span
 
 ATTEMPTS_ALONE: Final = 3
 """How often a row must exceed what the server can give, alone, before it is the row's fault and not the server's."""
@@ -230,9 +231,9 @@ class BadRows:
             )
         )
 
-    def tell(self, span: Span, observation: Observation, worker: str) -> None:
+    def tell(self, span: Span, aside: Sequence[tuple[str, int]], worker: str) -> None:
         """Tell of rows that a transform could not do: set aside with their chunk, one event for all of a kind."""
-        for sqlstate, rows in observation.set_aside:
+        for sqlstate, rows in aside:
             self._shared.emit(
                 RowQuarantined(
                     job=self._shared.job,

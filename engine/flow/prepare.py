@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from engine.db import Connection, Database
-from engine.db.failures import classify
 from engine.db.inspect import inspect_table
 from engine.errors import PreflightRefused, UsageError
 from engine.flow import dual_write
 from engine.flow.answer import answer
 from engine.flow.endpoints import Endpoints
+from engine.flow.expressions import read_expressions
 from engine.flow.sampled import Sample, sample
 from engine.flow.transforming import PreparedTransform, load_transform, prepare_transform
 from engine.model import Column, ConflictPolicy, Deletes, Finding, Index, Key, KeyColumn, Mode, Side, Table
@@ -26,7 +26,6 @@ from engine.plan.keyspace import kind_of
 from engine.plan.preflight import (
     ColumnMap,
     DualWriteFacts,
-    ExpressionFacts,
     PacingFacts,
     PlanCheck,
     PreflightFacts,
@@ -43,7 +42,7 @@ from engine.plan.preflight import (
 from engine.plan.preflight import MappedColumn as ColumnOfTarget
 from engine.plan.spans import SpanPlan, plan_spans
 from engine.spec import JobSpec
-from engine.sql import ExpressionError, ident, qualified, read_expression
+from engine.sql import ident, qualified, read_expression
 from engine.sql.predicates import parameter, within
 from engine.sql.statements import MappedColumn, SourceShape, TargetShape, default_done
 from engine.watch.rights import look_at_rights, look_at_server
@@ -244,7 +243,7 @@ async def _inspect(
         source_server=there.server,
         target=target,
         target_server=here.server,
-        expressions=await _read_expressions(spec, there, source) if _may_read(source) else (),
+        expressions=await read_expressions(spec, there, source) if _may_read(source) else (),
         plans=checks,
         target_has_rows=await _has_rows(here, target) if target else None,
         pacing=pacing,
@@ -380,63 +379,6 @@ async def _index_names(connection: Connection, index: Index | None) -> frozenset
         index.oid,
     )
     return frozenset(row["relname"] for row in rows) | {index.name}
-
-
-# -- expressions ----------------------------------------------------------------------------------------------------
-
-
-async def _read_expressions(spec: JobSpec, connection: Connection, source: Table) -> tuple[ExpressionFacts, ...]:
-    wanted: list[tuple[str, str | None, str]] = [("set", name, text) for name, text in spec.set.items()]
-    wanted += [("columns", name, text) for name, text in spec.columns.items()]
-    wanted += [(clause, None, text) for clause, text in (("where", spec.where), ("done", spec.done)) if text]
-    return tuple([await _read_one(connection, source, *one) for one in wanted])
-
-
-async def _read_one(
-    connection: Connection, source: Table, clause: str, column: str | None, text: str
-) -> ExpressionFacts:
-    try:
-        expression = read_expression(text)
-    except ExpressionError as error:
-        return ExpressionFacts(clause=clause, column=column, text=text, error=_with_hint(error.message, error.hint))
-    if column is None:
-        probe = f"SELECT ({expression.sql})::boolean FROM {qualified(source.name)} WHERE ({expression.sql})"
-    else:
-        probe = f"SELECT ({expression.sql}) FROM {qualified(source.name)}"
-    try:
-        (_, _, type_name), *_ = await connection.describe(probe)
-    except Exception as error:
-        failure = classify(error)
-        if failure.lost or not failure.sqlstate:
-            raise
-        return ExpressionFacts(
-            clause=clause,
-            column=column,
-            text=text,
-            identifiers=expression.identifiers,
-            functions=expression.functions,
-            error=_with_hint(failure.message, failure.hint),
-        )
-    rows = await connection.fetch(
-        "SELECT proname::text AS name, bool_or(provolatile = 'v') AS volatile,"
-        " bool_or(prokind <> 'f' OR proretset) AS not_scalar"
-        " FROM pg_catalog.pg_proc WHERE proname = ANY ($1::text[]) GROUP BY proname",
-        sorted(expression.functions),
-    )
-    return ExpressionFacts(
-        clause=clause,
-        column=column,
-        text=text,
-        identifiers=expression.identifiers,
-        functions=expression.functions,
-        volatile=frozenset(row["name"] for row in rows if row["volatile"]),
-        not_scalar=frozenset(row["name"] for row in rows if row["not_scalar"]),
-        type_name=type_name,
-    )
-
-
-def _with_hint(message: str, hint: str) -> str:
-    return f"{message} ({hint})" if hint else message
 
 
 # -- plans ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ function's own line, and not in the middle of a job.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -36,6 +37,9 @@ PLACES: Final = 10
 
 PATIENCE_S: Final = 10.0
 """What reading them may take; a condition that next to no row fulfils is no reason to scan the table."""
+
+TRIED_S: Final = 30.0
+"""How long somebody waits to hear of it.  A function whose own limit is longer is not judged by a sample."""
 
 SHOWN_ROWS: Final = 5
 
@@ -91,9 +95,12 @@ async def sample(
         most_rejected=rows.count,
     )
     try:
-        await runner.start()
-        applied = await runner.apply(rows)
-        shown = [await _shown(runner, rows, row, transform) for row in range(min(show, rows.count))]
+        async with asyncio.timeout(TRIED_S):
+            await runner.start()
+            applied = await runner.apply(rows)
+            shown = [await _shown(runner, rows, row, transform) for row in range(min(show, rows.count))]
+    except TimeoutError:
+        return None
     except (TransformFailed, TooManyBadRows) as error:
         return Sample(SampleFacts(rows=rows.count, failure=error.message))
     finally:

@@ -314,7 +314,7 @@ class Worker:
                 next_rows=self.sizer.rows,
             )
         )
-        self._bad_rows.tell(span, observation, self.name)
+        self._bad_rows.tell(span, observation.set_aside, self.name)
         return replace(span, cursor=bound.to, rows=span.rows + observation.rows)
 
     async def _cut(self, span: Span) -> tuple[Bound, bool]:
@@ -421,6 +421,7 @@ class Worker:
         shared.emit(
             ChunkFound(job=shared.job, worker=self.name, span=now.id, epoch=before.epoch, phase=shared.phase, rows=rows)
         )
+        self._bad_rows.tell(before, self._mover.aside, self.name)
 
     def _lose(self, span: Span) -> NoReturn:
         self.span = None

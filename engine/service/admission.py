@@ -18,7 +18,7 @@ from engine.flow.prepare import Inspection
 from engine.model import TableName
 from engine.service.access import Identity
 from engine.service.config import Config, ConnectionConfig
-from engine.spec import Dsn, Endpoint, JobSpec, TableRef, TransformRights, read_submitted
+from engine.spec import Dsn, Endpoint, JobSpec, TableRef, by_operator, read_submitted
 from engine.spec.document import Path, path_text, pointer_text
 from engine.spec.misfit import nearest
 from engine.spec.names import parse_names
@@ -176,7 +176,7 @@ def _at_home(asked: JobSpec, config: Config, dsns: Mapping[str, Dsn], connection
         # A connection string of its own would say that there are two databases.
         target_dsn=None if target in (None, source) else dsns[str(target)],
         signals=config.signals,
-        transforms=TransformRights(frozenset(config.allow.transforms)),
+        transforms=by_operator(config.allow.transforms),
     )
 
 
@@ -267,7 +267,7 @@ def _expressions(asked: JobSpec) -> Iterator[Problem]:
 
 def _transform(asked: JobSpec, config: Config) -> Iterator[Problem]:
     """Before anything is imported."""
-    if asked.transform is not None and not TransformRights(frozenset(config.allow.transforms)).allow(asked.transform):
+    if asked.transform is not None and not by_operator(config.allow.transforms).allow(asked.transform):
         listed = ", ".join(config.allow.transforms) or "none"
         hint = f"allowed are: {listed}; for another {_OPERATOR}: [allow] transforms"
         yield _problem(("transform",), "is not a transform that the operator allows", hint)

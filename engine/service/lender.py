@@ -18,7 +18,7 @@ from engine.ledger.records import JobRecord
 from engine.model import Mode
 from engine.service.admission import expressions_of, reads_beyond, role_of
 from engine.service.config import Config, ConnectionConfig
-from engine.spec import Dsn, JobSpec, TransformRights
+from engine.spec import Dsn, JobSpec, by_operator
 from engine.spec.dsn import VARIABLE
 
 _SIGNALS_HINT: Final = "write it under [signals] of this daemon, and refer to it by its name in the job"
@@ -65,7 +65,7 @@ class Lender:
             source_dsn=_lent(source, _reference(job, "source")),
             target_dsn=target if apart else None,
             signals=self._config.signals,
-            transforms=TransformRights(frozenset(self._config.allow.transforms), None, declared_by(job.identity)),
+            transforms=by_operator(self._config.allow.transforms, declared=declared_by(job.identity)),
         )
 
     def _copied_from(self, job: JobRecord) -> str:

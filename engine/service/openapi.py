@@ -92,6 +92,7 @@ _WITH_SPEC: Final = (
     "spec_changed",
     "not_allowed",
     "superuser_refused",
+    "transform_not_loaded",
     "preflight_refused",
     "cannot_connect",
     "schema_drift",

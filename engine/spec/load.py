@@ -136,7 +136,7 @@ def build(
         data = without_references(document, without_variables(document, data))
         data = _with_connections(document, data, env)
         named = data.get("transform")
-        transforms = by_hand(named if isinstance(named, str) else None, FilePath.cwd())
+        transforms = by_hand(named, FilePath.cwd()) if isinstance(named, str) else None
     elif purpose is Purpose.DAEMON:
         data = with_references(document, without_variables(document, data, works_in=()))
     for rule in contradictions(document.data.keys()):

@@ -226,12 +226,6 @@ class JobSpec(SpecModel):
         """What this host may load of the transform that the job names."""
         return self._transforms
 
-    def with_transforms(self, rights: TransformRights) -> JobSpec:
-        """The same spec where other transforms may be loaded."""
-        copy = self.model_copy()
-        copy._transforms = rights  # noqa: SLF001 - its own copy
-        return copy
-
     def meaning(self) -> dict[str, Any]:
         """What makes it this job and no other, as far as the spec knows it: JSON-able, without connection strings.
 

@@ -44,6 +44,8 @@ def by_hand(reference: str | None, search: Path | None) -> TransformRights:
     return TransformRights() if reference is None else TransformRights(frozenset({reference}), search)
 
 
-def by_operator(patterns: Iterable[str], search: Path | None = None) -> TransformRights:
+def by_operator(
+    patterns: Iterable[str], search: Path | None = None, declared: Declaration | None = None
+) -> TransformRights:
     """The rights of a process that works what others wrote."""
-    return TransformRights(frozenset(patterns), search)
+    return TransformRights(frozenset(patterns), search, declared)

@@ -247,15 +247,26 @@ def _sent(column: str, oid: int) -> str:
     return f"pg_catalog.{_SEND.get(oid, 'array_send')}({ident(column)})"
 
 
-def changed_query(filling: Filling, through: Passage, places: Sequence[str], *, keys: bool, lock: bool) -> str:
+def changed_query(
+    filling: Filling,
+    through: Passage,
+    cursor: KeyValue | None,
+    to: KeyValue,
+    places: Sequence[str],
+    *,
+    keys: bool,
+    lock: bool,
+) -> str:
     """The query inside ``COPY (…) TO STDOUT``: of the staged rows at ``places``, those that are there and not done, as
     they are now.  ``lock`` keeps others from changing them until we have written them.
     """
     key = filling.source.key.columns
+    lo = None if cursor is None else value(cursor)
     staged = ", ".join(ident(name) for name in filling.key_names)
     listed = literal("{" + ",".join(f'"{place}"' for place in places) + "}")
     return (
         f"SELECT {through.selected(keys=keys)} FROM {qualified(filling.source.table)} "
         f"WHERE ({columns(key)}) IN (SELECT {staged} FROM pg_temp.{STAGING} WHERE ctid = ANY ({listed}::tid[])) "
-        f"AND {filling.open_rows} ORDER BY {_in_order(filling.source)}{' FOR NO KEY UPDATE' if lock else ''}"
+        f"AND {within(key, lo, value(to))} AND {filling.open_rows} "
+        f"ORDER BY {_in_order(filling.source)}{' FOR NO KEY UPDATE' if lock else ''}"
     )

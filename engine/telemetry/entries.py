@@ -140,6 +140,8 @@ def _fields(event: Event) -> dict[str, Any]:
             del fields["observation"]
             fields |= {"rows": seen.rows, "scanned": seen.scanned, "bytes": seen.bytes}
             fields["seconds"] = round(seen.server_s, _SECONDS_DIGITS)
+            if seen.changed:
+                fields["changed"] = seen.changed
         case PaceChanged():
             fields["signal"] = fields.pop("leads")
         case Warned():

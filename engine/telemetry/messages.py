@@ -100,6 +100,8 @@ def message(event: Event) -> tuple[Level, str] | None:
         case ChunkCommitted():
             seen = event.observation
             moved = f"{seen.rows:,} of {seen.scanned:,} rows in {numbers.duration(seen.server_s)}"
+            if seen.changed:
+                moved += f" ({seen.changed:,} had changed meanwhile and were read again)"
             return Level.DEBUG, f"{event.worker}: span {event.span}: {moved}, next {event.next_rows:,}"
         case ChunkFound():
             found = f"a chunk of {event.rows:,} rows was committed, though its answer was lost"

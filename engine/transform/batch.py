@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.model import Declaration
 from engine.transform.columns import Column, ListColumn
 
 MAX_REASON_CHARS: Final = 200
@@ -74,6 +75,16 @@ class Batch:
         if len(lengths) != 1:
             raise ValueError(f"the columns of a batch have one length, not {sorted(lengths)}")
         return cls(made, lengths.pop(), state=state, drops=True)
+
+    def narrow(self, declaration: Declaration) -> None:
+        """Be as a batch of a job is for a transform of that declaration: without other columns, and without ``drop``
+        unless it is declared.  Raises ``ValueError`` where a column that is read is not there.
+        """
+        missing = [repr(name) for name, _ in declaration.reads if name not in self._columns]
+        if missing:
+            raise ValueError(f"the batch lacks {', '.join(missing)}, which the transform reads")
+        self._columns = {name: self._columns[name] for name, _ in declaration.reads}
+        self._drops = declaration.drops
 
     @property
     def rows(self) -> int:

@@ -24,18 +24,19 @@ bad ones."""
 Attempt = Callable[[Rows], Awaitable[Done | Raised]]
 
 
-async def without_raising(attempt: Attempt, rows: Rows, raised: Raised, name: str, most: int) -> list[tuple[int, Done]]:
+async def without_raising(
+    attempt: Attempt, rows: Rows, raised: Raised, name: str, *, most: int, found: int
+) -> list[tuple[int, Done]]:
     """What becomes of ``rows``, on which the function has ``raised``, in pieces: each with the number of its first row.
 
     A row that raises is a piece of its own, rejected.  Raises ``TransformFailed`` where the function is to blame, and
-    ``TooManyBadRows`` where more than ``most`` rows are.
+    ``TooManyBadRows`` where more than ``most`` rows of the batch are, of which ``found`` are known already.
     """
     if most <= 0:
         raise TransformFailed(f"{name} raised {raised.shown}", hint=_HINT)
     if rows.count > TRIED_ALONE:
         await _try_some_alone(attempt, rows, name)
     pieces: list[tuple[int, Done]] = []
-    found = 0
     left: list[tuple[int, int, Raised | None]] = [(0, rows.count, raised)]  # the last is the next; None: not tried yet
     while left:
         begin, end, outcome = left.pop()

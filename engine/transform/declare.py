@@ -26,7 +26,7 @@ MAX_BATCH_ROWS: Final = 1_000_000
 MAX_TIME_LIMIT_S: Final = 24 * 3600.0
 
 MAX_CONCURRENCY: Final = 64
-"""Each batch in flight may hold 4 MiB of rows as they came, and what they became."""
+"""Each batch in flight may hold 1 MiB of rows as they came, and what they became."""
 
 MAX_NAME_BYTES: Final = 63
 """PostgreSQL's NAMEDATALEN - 1: no column has a longer name."""
@@ -92,7 +92,10 @@ class Transform:
         return named
 
     def __call__(self, batch: Batch) -> Any:
-        """What the function gives back for these rows: of an ``async def`` what is to be awaited."""
+        """What the function gives back for these rows, which it sees as it would in a job: only the columns that it
+        declares.  Of an ``async def``: what is to be awaited.
+        """
+        batch.narrow(self.declaration)
         return self.function(batch)
 
     def __repr__(self) -> str:

@@ -86,7 +86,7 @@ def _taken(value: object, column: ColumnType, count: int) -> _Given:
     elif isinstance(value, np.ndarray):
         given = _Given(value, np.zeros(len(value) if value.ndim else 0, np.bool_), None)
     else:
-        raise _wrong(column, f"a {type(value).__name__} was given", "a numpy array, Column(values, null)")
+        raise _wrong(column, f"{_named(value)} was given", "a numpy array, or Column(values, null)")
     _check_shape(given, column, count)
     return given
 
@@ -112,7 +112,7 @@ def _lists(value: object, column: ColumnType, element: ColumnType, count: int) -
     try:
         encoded, faults = native.encode_lists(
             elements,
-            np.ascontiguousarray(value.offsets),
+            value.offsets.astype(np.int64),  # a copy: nobody else may change them once they are checked
             _mask(value.null),
             np.ascontiguousarray(value.lower),
             element.oid,
@@ -169,7 +169,7 @@ def _int_objects(given: _Given) -> tuple[NDArray[Any], NDArray[np.bool_], Faults
         if value is None or null[place]:
             null[place] = True
         elif isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-            faults.append((place, f"a {type(value).__name__} is no int"))
+            faults.append((place, f"{type(value).__name__} instead of int"))
         elif not -INT64_MAX - 1 <= value <= INT64_MAX:
             faults.append((place, "a number that int8 cannot hold"))
         else:
@@ -206,7 +206,7 @@ def _timestamps(given: _Given, column: ColumnType) -> tuple[Encoded, Faults]:
     null = given.null | (ticks == NOT_A_TIME)
     size = MICROSECONDS[unit]
     endless = np.abs(ticks) == INFINITY
-    first, last = -(-FIRST_MICROSECOND // size), (INT64_MAX - 1) // size
+    first, last = FIRST_MICROSECOND // size, (INT64_MAX - 1) // size  # the first is a midnight
     outside = ~endless & ((ticks < first) | (ticks > last))
     faults, null = _with([], null, outside, "a timestamp beyond PostgreSQL's (from 4714 BC) or numpy's (to 294247)")
     counted = np.where(endless | outside | null, 0, ticks) * size - EPOCH_MICROSECONDS
@@ -226,7 +226,7 @@ def _uuids(given: _Given, column: ColumnType) -> tuple[Encoded, Faults]:
             elif isinstance(value, UUID):
                 blocks[UUID_BYTES * place : UUID_BYTES * (place + 1)] = value.bytes
             elif not null[place]:
-                faults.append((place, f"a {type(value).__name__} is no uuid.UUID"))
+                faults.append((place, f"{type(value).__name__} instead of uuid.UUID"))
         content = np.frombuffer(blocks, np.uint8)
     elif (values.dtype.kind, values.dtype.itemsize, values.ndim, values.dtype.names) == ("V", UUID_BYTES, 1, None):
         content = np.ascontiguousarray(values).view(np.uint8)
@@ -330,7 +330,7 @@ def _named(value: object) -> str:
     """What was given, without its values."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype}"
-    return f"a {type(value).__name__}"
+    return f"an object of type {type(value).__name__}"
 
 
 def _wrong_dtype(given: _Given, column: ColumnType, remedy: str) -> WrongResult:

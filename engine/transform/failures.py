@@ -43,7 +43,10 @@ class Place:
 
 def place_in(code: CodeType, line: int) -> Place:
     """That line of a function."""
-    return Place(shown_file(code.co_filename), line, code.co_name, source_line(code.co_filename, line))
+    # A comprehension, which is a function of its own before Python 3.12, goes by the name of what it stands in.
+    names = [name for name in code.co_qualname.split(".<locals>.") if not name.startswith("<")]
+    function = names[-1].rpartition(".")[2] if names and code.co_name.startswith("<") else code.co_name
+    return Place(shown_file(code.co_filename), line, function, source_line(code.co_filename, line))
 
 
 def definition_of(code: CodeType) -> Place:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -226,14 +225,9 @@ async def called(call: Call, function: Callable[[], Any]) -> Any:
         if inspect.isawaitable(given):
             call.awaits = given
             given = await given
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise  # nobody waits for it any more
-        raised, fatal = Raised(class_of(error), innermost(error.__traceback__, call.is_own)), True
     except Misused as error:
         raised, misused = Raised("", innermost(error.__traceback__, call.is_own)), error.safe
-    except BaseException as error:  # noqa: BLE001 - SystemExit too is the function's, not the process's
+    except BaseException as error:  # noqa: BLE001 - SystemExit and CancelledError too are the function's
         raised = Raised(class_of(error), innermost(error.__traceback__, call.is_own))
         fatal = not isinstance(error, Exception)
     finally:

@@ -238,7 +238,12 @@ class Runner:
             pieces = [(0, outcome)]
         else:
             pieces = await without_raising(
-                lambda some: self._passage.attempt(call, some), rows, outcome, self._name, most - len(rejected)
+                lambda some: self._passage.attempt(call, some),
+                rows,
+                outcome,
+                self._name,
+                most=most,
+                found=len(rejected),
             )
         for first, done in pieces:
             for one in done.rejected:

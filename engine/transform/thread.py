@@ -169,19 +169,23 @@ class LoopThread:
     def _stray(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if isinstance(error, BaseException):
+            self._told(error)
+
+    def _told(self, error: BaseException) -> None:
+        if not isinstance(error, Abandoned):
             self._on_stray_error(error)
 
     def _main(self) -> None:
-        self._survived(self._loop.run_forever)
+        self._survived(self._loop.run_forever, self._told)  # a task of the function's own may exit
         for step in (self._tell, self._leave):  # twice, for Abandoned may come as late as here
             _ = self._survived(step) or self._survived(step)
 
-    def _survived(self, step: Callable[[], None]) -> bool:
+    def _survived(self, step: Callable[[], None], told: Callable[[BaseException], None] | None = None) -> bool:
         try:
             step()
-        except BaseException as error:  # noqa: BLE001 - a task of the function's own that exits, among others
-            if not isinstance(error, Abandoned):
-                self._on_stray_error(error)
+        except BaseException as error:  # noqa: BLE001 - a thread's own would be printed, words and all
+            if told is not None:
+                told(error)
             return False
         return True
 

@@ -26,6 +26,7 @@ from engine.spec import load_spec
 from engine.telemetry.metrics import Metrics
 from tests.cli.conftest import Cli, Outcome, in_a_thread
 from tests.support.databases import FreshDatabase
+from tests.support.functions import named
 
 VARIABLE_PASSWORD = "canary0variable"
 LEDGER_PASSWORD = "canary0ledger"
@@ -291,6 +292,55 @@ def test_a_copy_between_two_databases_shows_none_either(
     stage("list", "-vv")
     assert not found_in(stage.said)
     assert not found_in_ledger(databases.target, but_for=TOKEN)
+
+
+@pytest.mark.parametrize("there", ["two databases", pytest.param("one database", marks=pytest.mark.long)])
+def test_a_transform_that_blurts_values_out_is_not_repeated(
+    backfill: Cli, databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passfile: Path, there: str
+) -> None:
+    target = databases.target if there == "two databases" else databases.source
+    stage = planted(backfill, databases.source, target, tmp_path, monkeypatch)
+    columns = {"id": "id", "email": "email"}
+    strict = stage.spec("strict", columns=columns, transform=named("blurts"))
+    job = stage.spec("people", columns=columns, transform=named("blurts"), errors={"max_quarantined": 5})
+    stage.in_forms("plan", job)
+    stage("rehearse", job, "-vv", codes=(0, 7))
+    stage("run", strict, *LOGS[0], codes=(7,))
+    target.sql("TRUNCATE people_v2")
+    for form in ALL_FORMS:
+        stage("run", job, *form)
+    assert target.sql("SELECT quarantined FROM backfill.status WHERE job = 'people'").strip() == "3"
+    stage.in_forms("quarantine", "list", "people")
+    stage.in_forms("quarantine", "retry", job, "--all", codes=(7,))
+    stage.in_forms("quarantine", "retry", "people", "--all", "--allow-transform", named("blurts"), codes=(2, 7))
+    stage("resume", "strict")
+    stage("worker", "--once", "--allow-transform", named("blurts"), "--allow-url", "http://127.0.0.1:9", codes=(0, 7))
+    stage("worker", "--once", *LOGS[0], codes=(0, 2, 3, 7))
+    for look in ("status", "history"):
+        stage.in_forms(look, "people")
+        stage.in_forms(look, "strict", codes=(0, 7, 8))
+    assert not found_in(stage.said)
+    assert not found_in_ledger(target, but_for=TOKEN)
+    text = "".join(text for _, text in stage.said)
+    assert "BF011" in text and "in blurts" in text, "what was planted was met"
+    stage("plan", job, "--show-rows")
+    assert found_in(stage.said), "who asks for rows sees them"
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["names_columns_by_values", "gives_back_values", "rejects_by_values", "asks_for_values", "is_set_up_with_values"],
+)
+def test_what_a_transform_does_wrong_is_said_without_values(
+    backfill: Cli, database: FreshDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    stage = planted(backfill, database, database, tmp_path, monkeypatch)
+    job = stage.spec("people", columns={"id": "id", "email": "email"}, transform=named(function))
+    stage.in_forms("plan", job, codes=(4,), forms=[("-vv",), ("--json",)])
+    stage.in_forms("run", job, codes=(4,), forms=[("-vv",), LOGS[0]])
+    assert not found_in(stage.said)
+    place = "set_up_with_values" if function.startswith("is_set") else function
+    assert f"in {place}" in "".join(text for _, text in stage.said)
 
 
 def test_keys_are_shown_to_whoever_asks_for_them(

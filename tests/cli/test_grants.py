@@ -23,6 +23,7 @@ from engine.model import Side
 from tests.cli.conftest import Cli, wrong_rows
 from tests.support.databases import FreshDatabase, Servers, TwoDatabases, create_database, drop_database, on_each_major
 from tests.support.rights import NOBODY_ELSE, NOR_IN_THE_LEDGER
+from tests.support.situation_transforms import named
 
 _serial = itertools.count()
 
@@ -422,6 +423,14 @@ def run_with_a_bad_row(desk: Desk, backfill: Cli) -> Works:
     return lambda: backfill("run", path).code == 0
 
 
+def transform_a_bad_row(desk: Desk, backfill: Cli) -> Works:
+    """By Python, which stages its rows; the script of such a job has that right, too."""
+    path = desk.job(transform=named("whole_numbers"), columns={"id": "id"})
+    desk.database.sql("UPDATE src SET v = 'x' WHERE id = 77")
+    desk.database.sql(f"GRANT TEMPORARY ON DATABASE {desk.database.name} TO {desk.rows}")
+    return lambda: backfill("run", path).code == 0
+
+
 def done(desk: Desk, backfill: Cli, *, bad: bool = False, **keys: object) -> Path:
     path = desk.job(**keys)
     if bad:
@@ -514,6 +523,7 @@ LINES: dict[tuple[str, str], Operation] = {
     ("INSERT", "backfill.event"): run,
     ("EXECUTE", "FUNCTION backfill.advance"): run,
     ("EXECUTE", "FUNCTION backfill.set_aside"): run_with_a_bad_row,
+    ("EXECUTE", "FUNCTION backfill.set_aside_all"): transform_a_bad_row,
     ("EXECUTE", "FUNCTION backfill.flat_orders"): PACE,
     ("EXECUTE", "FUNCTION backfill.pause"): order("pause('{}')"),
     ("EXECUTE", "FUNCTION backfill.resume"): order("resume('{}')"),

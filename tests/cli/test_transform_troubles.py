@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any, Final
 import pytest
 
 from engine.spec import load_spec
-from tests.cli.conftest import Cli, Outcome, wrong_rows
+from tests.cli.conftest import Cli, Outcome, eventually, wrong_rows
 from tests.support import functions
 from tests.support.daemon import put_job
 from tests.support.databases import FreshDatabase
@@ -103,7 +105,9 @@ def test_the_job_stops_and_the_error_shows_the_line(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OUT_OF_HAND)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name == "hangs" else ()) for name in OUT_OF_HAND]
+)
 def test_what_gets_out_of_hand_neither_ends_nor_keeps_its_process(
     backfill: Cli, table: FreshDatabase, job: Callable[..., Path], name: str
 ) -> None:
@@ -112,6 +116,22 @@ def test_what_gets_out_of_hand_neither_ends_nor_keeps_its_process(
     assert time.monotonic() - began < 20.0
     assert 0 < int(table.sql("SELECT count(*) FROM t WHERE h IS NOT NULL")) < ROWS
     assert table.sql("SELECT state FROM backfill.job") == "failed"
+
+
+@pytest.mark.slow
+def test_who_interrupts_twice_does_not_wait_for_a_function(
+    backfill: Cli, table: FreshDatabase, job: Callable[..., Path]
+) -> None:
+    running = backfill.start("run", job("hangs_for_an_hour"))
+    rest = "SELECT count(*) <= 500 FROM t WHERE h IS NULL"
+    eventually(lambda: table.sql(rest) == "t", "all chunks but the one that hangs")
+    running.signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.process.wait(1.0)  # the first signal waits for the chunk in hand
+    running.signal(signal.SIGINT)
+    assert running.end(15).code == 130
+    assert table.sql("SELECT h IS NULL FROM t WHERE n = 3777") == "t"
+    assert CANARY not in table.sql("SELECT coalesce(string_agg(to_jsonb(e)::text, ''), '') FROM backfill.event e")
 
 
 @pytest.mark.parametrize("name", ["raises_from_the_first_row", "cannot_be_set_up"])
@@ -131,7 +151,9 @@ def test_what_cannot_work_is_found_before_anything_is_written(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["raises", "holds_on", "exits"])
+@pytest.mark.parametrize(
+    "name", ["holds_on", pytest.param("raises", marks=pytest.mark.long), pytest.param("exits", marks=pytest.mark.long)]
+)
 def test_a_worker_ends_the_jobs_of_others_all_the_same(
     backfill: Cli, table: FreshDatabase, job: Callable[..., Path], spec: Callable[..., Path], name: str
 ) -> None:
@@ -153,9 +175,9 @@ def test_a_worker_ends_the_jobs_of_others_all_the_same(
 def test_a_worker_runs_no_function_that_its_operator_has_not_named(
     backfill: Cli, table: FreshDatabase, job: Callable[..., Path]
 ) -> None:
-    asyncio.run(put_job(load_spec(str(job("hashed")), os.environ)))
-    for allowed in ((), ("--allow-transform", named("hashed_or_no")), ("--allow-transform", "tests.support:*")):
+    asyncio.run(put_job(load_spec(str(job("fills")), os.environ)))
+    for allowed in ((), ("--allow-transform", named("raises")), ("--allow-transform", "tests.support:*")):
         refused = backfill("worker", "--once", *allowed)
         assert refused.code == 3, refused.err
-        assert f"transform {named('hashed')} is not allowed" in " ".join(refused.err.split())
+        assert f"transform {named('fills')} is not allowed" in " ".join(refused.err.split())
     assert table.sql("SELECT count(*) FROM t WHERE h IS NOT NULL") == "0"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from engine.transform import Batch
+from engine.transform.loading import load
 from tests.operations.nursery import ADDRESS, Nursery
 from tests.support.databases import FreshDatabase
 
@@ -212,6 +216,21 @@ async def test_geohashes_in_another_table_are_those_of_the_textbook(
     assert shop.sql(found) == twin.sql(found)
     assert int(shop.sql("SELECT count(geohash) FROM places_v2")) > 1700
     assert quarantined(shop) == [f"00000000-0000-0000-0000-00000000000{n}|BF010" for n in (1, 2, 3)]
+
+
+def test_points_on_and_beside_the_edges_of_cells_are_those_of_the_textbook() -> None:
+    geohash = load("geohash:geohash", {"geohash:geohash"}, search=FOLDER)
+    textbook = runpy.run_path(str(FOLDER / "geohash_twin.py"))
+    chosen = np.random.default_rng(7)
+    lat, lon = (chosen.integers(0, 1 << 30, 900) * (2 * half / (1 << 30)) - half for half in (90.0, 180.0))
+    for part, to in ((slice(300), -np.inf), (slice(300, 600), np.inf)):
+        lat[part], lon[part] = np.nextafter(lat[part], to), np.nextafter(lon[part], to)
+    lat, lon = np.clip(lat, -90, 90), np.clip(lon, -180, 180)
+    written = geohash(Batch.of({"lat": lat, "lon": lon}))
+    cells = [textbook["cell_of"](*point) for point in zip(lat.tolist(), lon.tolist(), strict=True)]
+    assert written["cell"].values.tolist() == cells
+    assert written["geohash"].values.tolist() == [textbook["text_of"](cell) for cell in cells]
+    assert textbook["text_of"](textbook["cell_of"](57.64911, 10.40744)) == "u4pruydqqvj8"  # Wikipedia's
 
 
 def test_every_spec_says_a_function_of_its_folder() -> None:

@@ -109,7 +109,7 @@ async def test_its_commands_say_what_it_shows(
     for block, following in zip_longest(BLOCKS, BLOCKS[1:]):
         if block.situation is not None:
             on = make_database()
-        if block.language not in ("console", "sql"):
+        if block.language not in ("console", "sql") or block.comment.startswith("not run: "):
             continue
         assert on is not None, block.place
         if block.language == "sql":

@@ -33,6 +33,8 @@ OVER: Final = "tests/faults/test_verification_over.py"
 VERIFYING: Final = "tests/faults/test_verify_faults.py"
 BARRIER: Final = "tests/faults/test_barrier.py"
 DAMAGE: Final = "tests/faults/test_ledger_damage.py"
+RACES: Final = "tests/faults/test_transform_races.py"
+TRANSFORMS: Final = "tests/faults/test_transforms.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,19 @@ MUTATIONS: Final = (
         "a phase counts as finished before it was planned",
         "engine/ledger/proof.py", 'or state["phase"] != last or state["is_waiting"]:', 'or state["phase"] != last:',
         (OVER, "-k", "ledger_fences"),
+    ),
+    Mutation(
+        "in place a transform's row is written whatever has become of it since it was read",
+        "engine/sql/transformed.py", "parameter(2))}{same_reads} ", "parameter(2))} ", (RACES, "-k", "in_place"),
+    ),
+    Mutation(
+        "rows that changed under a transform are not read again",
+        "engine/flow/movers/filled.py", 'return row["unwritten"] or ()', "return ()", (RACES, "-k", "in_place"),
+    ),
+    Mutation(
+        "in place a transform's rows, and those it rejects, are committed before the fence",
+        "engine/flow/movers/filled.py", 'f"{aside}{fence}; COMMIT"', 'f"{aside}COMMIT; BEGIN; {fence}; COMMIT"',
+        (TRANSFORMS, "-k", "count"),
     ),
 )  # fmt: skip
 

@@ -33,17 +33,27 @@ EVERYWHERE: Final = (
 """Points that each chunk of each of these jobs passes."""
 
 DEATHS: Final = [
-    *((point, f"transformed {way}") for point in EVERYWHERE for way in WAYS),
-    ("read.first", "transformed copy"),
+    *((point, f"transformed {way}") for point in ("transform.before", "transform.after") for way in WAYS),
+    *((point, "transformed count") for point in ("read.before", "write.before", "commit.before", "commit.after")),
     ("write.middle", "transformed insert"),
+    ("transform.after", "transformed later copy"),
+    *(("commit.before", f"picky {way}") for way in WAYS),
+    ("transform.after", "picky count"),
+    ("commit.after", "picky copy"),
+]
+LONG: Final = [
+    *((point, f"transformed {way}") for point in EVERYWHERE for way in WAYS),
+    *((point, f"picky {way}") for point in EVERYWHERE for way in WAYS),
+    *((point, f"transformed later {way}") for point in EVERYWHERE for way in ("copy", "insert")),
+    ("read.first", "transformed copy"),
     ("write.after", "transformed copy"),
     ("boundary.after", "transformed count"),
     ("release.before", "transformed insert"),
-    *((point, f"picky {way}") for point in ("transform.after", "commit.before", "commit.after") for way in WAYS),
 ]
+CASES: Final = [*DEATHS, *(pytest.param(*case, marks=pytest.mark.long) for case in LONG if case not in DEATHS)]
 
 
-@pytest.mark.parametrize(("point", "kind"), DEATHS)
+@pytest.mark.parametrize(("point", "kind"), CASES)
 async def test_a_process_dies_here_and_the_next_run_goes_on(
     nursery: Nursery, databases: TwoDatabases, point: str, kind: str
 ) -> None:
@@ -63,13 +73,13 @@ async def test_two_processes_die_again_and_again_at_random_turns(
 ) -> None:
     job = Job(f"picky {way}", databases)
     rng = random.Random(SEED)
-    kills = 6 * ROUNDS
+    pairs = 2 * ROUNDS
 
     async def armed(number: int) -> Process:
         place = f"{rng.choice(EVERYWHERE)}#{rng.randint(1, 4)}"
         return await nursery.run(job.spec, lease_s=LEASE_S, seed=number, environment={"BACKFILL_CRASH_AT": place})
 
-    for number in range(kills):
+    for number in range(pairs):
         pair = [await armed(2 * number), await armed(2 * number + 1)]
         for process in pair:
             assert await process.ended() in (0, -signal.SIGKILL), process.complaint() or process.lines()[-2:]

@@ -1,5 +1,6 @@
 """Fixtures of this layer."""
 
+from tests.support.ground import grounds
 from tests.support.rights import under_its_rights
 
-__all__ = ["under_its_rights"]
+__all__ = ["grounds", "under_its_rights"]

@@ -18,6 +18,8 @@ from engine.ledger.queries import migrations
 from engine.ledger.records import Heartbeat
 from engine.model import JobState, Mode, Phase, Side, Span, SpanBounds
 from engine.spec import ChunkLimits, JobSpec
+from engine.sql import text_array
+from engine.sql.statements import advance_call
 from tests.support.databases import FreshDatabase
 from tests.support.jobs import in_place, into, run, run_to_done, start
 
@@ -423,3 +425,51 @@ async def test_a_ledger_that_contradicts_itself_is_refused_and_nothing_is_moved(
         await run(spec)
     assert database.sql("SELECT count(v) FROM src") == moved
     assert database.sql("SELECT state, error_code, resumable FROM backfill.status") == "failed|ledger_damaged|f"
+
+
+# -- rows set aside with their chunk ------------------------------------------------------------------------------------
+
+
+def aside(job: int, keys: list[str], states: list[str], *, allowed: int = 10, width: int = 1) -> str:
+    """The statement as a mover sends it."""
+    texts = [text_array(some) for some in (keys, ["bad"] * len(states), states)]
+    return f"SELECT backfill.set_aside_all({job}, {texts[0]}, {width}, {texts[1]}, {texts[2]}, {allowed})"
+
+
+async def test_rows_are_set_aside_together_and_counted_once(ledger: Ledger, database: FreshDatabase) -> None:
+    job = await create(ledger)
+    await ledger.connection.execute(aside(job, ["1", "a", "2", "b"], ["BF010", "BF011"], width=2))
+    await ledger.connection.execute(aside(job, ["2", "b", "3", "c"], ["BF012", "BF010"], width=2))
+    rows = database.sql("SELECT key, sqlstate, attempts FROM backfill.quarantine ORDER BY key").splitlines()
+    assert rows == ["{1,a}|BF010|1", "{2,b}|BF012|2", "{3,c}|BF010|1"]
+    assert await ledger.quarantined_count(job) == 3
+
+
+async def test_more_rows_than_allowed_are_none(ledger: Ledger) -> None:
+    job = await create(ledger)
+    await ledger.connection.execute(aside(job, ["1"], ["BF010"], allowed=2))
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await ledger.connection.execute(aside(job, ["2", "3"], ["BF010", "BF010"], allowed=2))
+    assert refused.value.sqlstate == "BF002"
+    assert await ledger.quarantined_count(job) == 1
+
+
+async def test_rows_set_aside_by_a_fenced_chunk_are_not(ledger: Ledger) -> None:
+    job = await create(ledger)
+    claim = await ledger.claim(job, VICTIM, (ledger.connection.backend,), LEASE_S)
+    assert claim is not None
+    span = claim.span
+    fence = advance_call(job, span.id, span.epoch - 1, span.cursor, span.hi, span.hi, 0, 0, 0, remember=False)
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await ledger.connection.execute(f"BEGIN; {aside(job, ['1'], ['BF010'])}; {fence}; COMMIT")
+    await ledger.connection.roll_back()
+    assert refused.value.sqlstate == "BF001"
+    assert await ledger.quarantined_count(job) == 0
+
+
+async def test_keys_that_do_not_belong_to_their_errors_are_refused(ledger: Ledger) -> None:
+    job = await create(ledger)
+    for keys, width in ((["1", "2", "3"], 2), (["1"], 2), (["1"], 0)):
+        with pytest.raises(asyncpg.PostgresError) as refused:
+            await ledger.connection.execute(aside(job, keys, ["BF010"], width=width))
+        assert refused.value.sqlstate == "BF003"

@@ -10,13 +10,13 @@ import pytest
 
 import tests.support.hashing
 from engine.embedded.server import EmbeddedError
-from engine.events import ChunkCommitted, Warned
+from engine.events import ChunkCommitted, PhaseChanged, Warned
 from engine.flow.rehearse import rehearse
 from engine.model import ConflictPolicy, Mode
 from engine.spec import ChunkLimits, JobSpec, OnConflict
 from engine.transform import Batch
 from tests.support.databases import FreshDatabase, TwoDatabases, on_each_major
-from tests.support.hashing import HASHED_SQL, named
+from tests.support.hashing import CANARY, HASHED_SQL, named
 from tests.support.jobs import SLOT_S, Running, in_place, into, prepare, rows_of, run_to_done, start
 
 pytestmark = pytest.mark.usefixtures("under_its_rights")
@@ -229,15 +229,30 @@ async def test_a_column_that_is_read_and_written_passes_once(
     assert changed_in(running) == 1
 
 
-async def test_a_change_that_we_wait_for_is_seen_before_we_write(watched: Stage) -> None:
+async def test_a_change_that_we_wait_for_is_seen_before_we_write(
+    watched: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Read committed tests a row again that somebody changes while we wait for it; the bytes are part of that."""
+    loop = asyncio.get_running_loop()
     other = await asyncpg.connect(watched.source.dsn)
+    open_now = asyncio.Event()
+
+    async def change() -> None:
+        if not open_now.is_set():
+            await other.execute("BEGIN; UPDATE src SET n = 900 WHERE id = 50")
+            open_now.set()
+
+    def begin(batch: Batch) -> None:
+        if "watched" in batch["v"].values:
+            asyncio.run_coroutine_threadsafe(change(), loop).result(SLOT_S)
+
     try:
-        await other.execute("BEGIN; UPDATE src SET n = 900 WHERE id = 50")
-        running = await start(watched.spec(lock_timeout_s=SLOT_S))
+        running = await start(watched.spec("hashed_meanwhile", lock_timeout_s=SLOT_S))
+        monkeypatch.setattr(tests.support.hashing, "meanwhile", begin)
+        await asyncio.wait_for(open_now.wait(), SLOT_S)
         pid = await other.fetchval("SELECT pg_backend_pid()")
-        while not watched.source.sql(f"SELECT pid FROM pg_stat_activity WHERE {pid} = ANY (pg_blocking_pids(pid))"):
-            await asyncio.sleep(0.02)
+        waits = f"SELECT pid FROM pg_stat_activity WHERE {pid} = ANY (pg_blocking_pids(pid))"
+        await running.until(lambda: watched.source.sql(waits) != "")
         await other.execute("COMMIT")
         await running.done()
     finally:
@@ -266,4 +281,30 @@ async def test_a_tear_down_that_fails_is_told_and_changes_nothing(databases: Two
     (told,) = [event.message for event in ran.of(Warned)]
     assert "tear-down" in told
     assert "hashing.py" in told
-    assert "left" not in told, "what an exception says may be a value"
+    assert CANARY not in told, "what an exception says may be a value"
+
+
+@pytest.mark.parametrize("mode", [Mode.INSERT, Mode.COPY], ids=["insert", "copy"])
+async def test_a_row_that_is_deleted_while_the_transform_has_it_is_swept_out(
+    databases: TwoDatabases, monkeypatch: pytest.MonkeyPatch, mode: Mode
+) -> None:
+    stage = Stage(mode, databases)
+    stage.source.sql("UPDATE src SET v = 'watched' WHERE id = 50")
+    running = await start(stage.spec("hashed_meanwhile"))
+    Others(stage.source, monkeypatch, "DELETE FROM src WHERE id = 50")
+    await running.done()
+    assert stage.target.sql("SELECT count(*), count(*) FILTER (WHERE id = 50) FROM dst") == "2999|0"
+    assert running.count(PhaseChanged) > 0
+
+
+@MODES
+async def test_a_job_that_was_stopped_goes_on_where_it_was(databases: TwoDatabases, mode: Mode) -> None:
+    stage = Stage(mode, databases)
+    running = await start(stage.spec(chunk=ChunkLimits(min_rows=50, max_rows=50)))
+    await running.until(lambda: running.count(ChunkCommitted) > 3)
+    await running.drained()
+    moved = sum(e.observation.rows for e in running.events if isinstance(e, ChunkCommitted))
+    ran = await run_to_done(stage.spec())
+    assert (stage.wrong, stage.passed) == (0, True)
+    assert ran.result.resumed
+    assert moved + sum(event.observation.rows for event in ran.of(ChunkCommitted)) == 3000

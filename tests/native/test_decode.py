@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import struct
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Context, Decimal
@@ -446,6 +447,12 @@ def test_the_largest_and_the_finest_numeric_are_exact() -> None:
         (decode.decode_jsonb, b"", "an unknown version of jsonb"),
         (decode.decode_date, struct.pack(">i", 2**31 - 2), "no date that the server knows"),
         (decode.decode_timestamp, struct.pack(">q", 2**63 - 2), "no timestamp that the server knows"),
+        (decode.decode_timestamp, struct.pack(">q", 9_223_371_331_200_000_000), "no timestamp that the server knows"),
+        (
+            decode.decode_timestamp,
+            struct.pack(">q", 9_223_371_331_199_999_999),
+            "later than datetime64[us] can hold (year 294247)",
+        ),
         (
             decode.decode_timestamp,
             struct.pack(">q", LAST_DATETIME64),
@@ -519,6 +526,20 @@ def test_cells_keep_the_rows_that_they_lie_in() -> None:
     values, _null, bad = decode.decode_text(cells)
     assert set(values) == {"some text"} and not bad
     assert len(others) == 10
+
+
+def test_long_decimals_leave_no_memory_behind() -> None:
+    cells = cells_of([numeric([1], 2000, 0, 0), numeric([10001], 2000, 0, 0)])  # 8 kB of text each; the second is bad
+    decode.decode_decimal(cells)
+    tracemalloc.start()
+    try:
+        before, _peak = tracemalloc.get_traced_memory()
+        for _ in range(50):
+            decode.decode_decimal(cells)
+        after, _peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 50_000
 
 
 def test_every_array_is_new_and_may_be_overwritten() -> None:

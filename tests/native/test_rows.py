@@ -43,6 +43,11 @@ def rows_of(rows: list[Row], fields: int) -> Rows:
     return batch
 
 
+def feed(reader: RowBatches | FrameScanner, stream: bytes, size: int) -> None:
+    for start in range(0, len(stream), size):
+        reader.feed(stream[start : start + size])
+
+
 def failure(call: Callable[[], object]) -> CopyFormatError | None:
     try:
         call()
@@ -132,6 +137,24 @@ def test_a_batch_is_handed_out_with_the_byte_that_completes_it() -> None:
     assert last is not None
     assert values_of(last) == [(b"c",)]
     assert batches.finish() is None  # handed out once
+
+
+def test_a_batch_is_full_with_exactly_the_bytes_it_may_have() -> None:
+    stream = encode([(b"a",), (b"b",), (b"c",)])
+    batches = RowBatches(1, max_bytes=2 * 7)
+    [rows] = batches.feed(stream[: len(HEADER) + 2 * 7])
+    assert values_of(rows) == [(b"a",), (b"b",)]
+
+
+def test_every_end_of_a_stream_is_told_as_the_frame_scanner_tells_it() -> None:
+    stream = encode([(b"ab", None), (b"", b"c")], extension=b"e") + b"xy"
+    for length in range(len(stream) + 1):
+        for size in (1, 4, len(stream)):
+            batches, scanner = RowBatches(2), FrameScanner(2)
+            for reader in (batches, scanner):
+                failure(lambda reader=reader, length=length, size=size: feed(reader, stream[:length], size))
+            assert repr(failure(batches.finish)) == repr(failure(scanner.finish))
+            assert (batches.rows, batches.bytes) == (scanner.rows, scanner.bytes)
 
 
 def test_a_row_larger_than_a_batch_may_be_is_a_batch_of_its_own() -> None:
@@ -263,6 +286,11 @@ def test_untouched_rows_are_the_same_byte_for_byte(
     fields, _, stream = table
     got = [assemble(rows, range(fields), []) for rows in batches_of(cut(data, stream), fields, max_rows=max_rows)]
     assert HEADER + b"".join(got) + TRAILER == encode(read_stream(stream, fields).values)
+
+
+def test_rows_may_get_more_fields_than_a_byte_counts() -> None:
+    rows = rows_of([(b"a",), (None,)], 1)
+    assert HEADER + assemble(rows, [0] * 700, []) + TRAILER == encode([(b"a",) * 700, (None,) * 700])
 
 
 def test_a_mask_may_be_a_slice_of_another() -> None:

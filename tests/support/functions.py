@@ -1,12 +1,9 @@
-"""Transforms for tests, by kind of trouble.  ``named("hashed")`` is how a spec calls one.
-
-What the well-behaved ones compute can be said in SQL as well (``HASHED_SQL``), so that a test can ask the server which
-rows are wrong.
-"""
+"""Transforms for tests, by kind of trouble.  ``named("hangs")`` is how a spec calls one; those of ``hashing`` do well."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sys
 import time
 from typing import Any, Final
@@ -14,45 +11,12 @@ from typing import Any, Final
 import numpy as np
 
 from engine.transform import Batch, Column, transform
-
-HASHED_SQL: Final = "n::bigint * 31 + coalesce(length(v), -1)"
-"""What ``hashed`` computes."""
-
-MARK: Final = 13
-"""A row of this remainder modulo 1,000 is no good to the transforms that are particular."""
-
-POISON: Final = "poison"
-"""A text that the transforms with this in their names cannot bear."""
+from tests.support.hashing import MARK, POISON, hash_of
 
 
 def named(function: str) -> str:
     """The reference of a transform of this module."""
     return f"{__name__}:{function}"
-
-
-def hash_of(batch: Batch) -> Column:
-    """int64: depends on both columns that are read, and on nothing else."""
-    lengths = np.array([-1 if text is None else len(text) for text in batch["v"].values], np.int64)
-    return Column(batch["n"].values.astype(np.int64) * 31 + lengths, batch["n"].null)
-
-
-@transform(reads=["n", "v"], writes=["h"], batch_rows=64)
-def hashed(batch: Batch) -> dict[str, Any]:
-    return {"h": hash_of(batch)}
-
-
-@transform(reads=["n", "v"], writes=["h"], batch_rows=64, concurrency=3)
-async def hashed_later(batch: Batch) -> dict[str, Any]:
-    """Several at a time; those with fewer rows come back first."""
-    await asyncio.sleep(0.001 * (batch.rows % 5))
-    return {"h": hash_of(batch)}
-
-
-@transform(reads=["n", "v"], writes=["h"], batch_rows=64)
-def hashed_slowly(batch: Batch) -> dict[str, Any]:
-    """Leaves whoever writes meanwhile much time."""
-    time.sleep(0.02)
-    return {"h": hash_of(batch)}
 
 
 @transform(reads=["counter"], writes=["counter"], batch_rows=64)
@@ -65,20 +29,6 @@ def one_more(batch: Batch) -> dict[str, Any]:
 def one_more_or_no(batch: Batch) -> dict[str, Any]:
     batch.reject(batch["id"].values % 1000 == MARK, "thirteen")
     return {"counter": batch["counter"].values + 1}
-
-
-@transform(reads=["n", "v"], writes=["h"], batch_rows=64)
-def hashed_or_no(batch: Batch) -> dict[str, Any]:
-    batch.reject(batch["n"].values % 1000 == MARK, "thirteen")
-    return {"h": hash_of(batch)}
-
-
-@transform(reads=["n", "v"], writes=["h"], batch_rows=1024)
-def raises_on_poison(batch: Batch) -> dict[str, Any]:
-    for text in batch["v"].values:
-        if text is not None and text.startswith(POISON):
-            raise ValueError(f"cannot bear {text}")
-    return {"h": hash_of(batch)}
 
 
 @transform(reads=["n", "v"], writes=["h"], batch_rows=1024)
@@ -107,6 +57,11 @@ def fine(batch: Batch) -> dict[str, Any] | None:
 
 
 @transform(reads=["n"], writes=["h"])
+def fills(batch: Batch) -> dict[str, Any]:
+    return {"h": batch["n"].values.astype(np.int64)}
+
+
+@transform(reads=["n"], writes=["h"])
 def raises(batch: Batch) -> dict[str, Any]:
     done = fine(batch)
     if done is None:
@@ -124,6 +79,14 @@ def hangs(batch: Batch) -> dict[str, Any]:
     done = fine(batch)
     while done is None:
         time.sleep(0.05)  # the line to show
+    return done
+
+
+@transform(reads=["n"], writes=["h"], time_limit_s=3600.0)
+def hangs_for_an_hour(batch: Batch) -> dict[str, Any]:
+    done = fine(batch)
+    while done is None:
+        time.sleep(0.05)
     return done
 
 
@@ -203,3 +166,72 @@ def set_up_badly() -> None:
 @transform(reads=["n"], writes=["h"], setup=set_up_badly)
 def cannot_be_set_up(batch: Batch) -> dict[str, Any]:
     return {"h": batch["n"].values.astype(np.int64)}
+
+
+@transform(reads=["v", "raw"], writes=["digest"])
+def digested(batch: Batch) -> dict[str, Any]:
+    """sha256 of a text and some bytes: reads all of a wide row."""
+    pairs = zip(batch["v"].values, batch["raw"].values, strict=True)
+    digests = [hashlib.sha256(text.encode() + raw).digest() for text, raw in pairs]
+    return {"digest": np.array(digests, object)}
+
+
+@transform(reads=["v", "raw"], writes=["v", "raw"])
+def turned(batch: Batch) -> dict[str, Any]:
+    """Reads and writes all of a wide row."""
+    texts = np.array([text[::-1] for text in batch["v"].values], object)
+    return {"v": texts, "raw": np.array([raw[::-1] for raw in batch["raw"].values], object)}
+
+
+async def slip(value: str) -> None:
+    raise RuntimeError(value)
+
+
+def lose(state: Any) -> None:
+    raise RuntimeError(" ".join(state))
+
+
+@transform(reads=["email", "n"], writes=["n"], setup=list, teardown=lose)
+async def blurts(batch: Batch) -> dict[str, Any]:
+    """Puts values wherever somebody might repeat them."""
+    numbers = np.zeros(batch.rows, np.int64)
+    for row, text in enumerate(batch["n"].values):
+        email = batch["email"].values[row]
+        try:
+            numbers[row] = int(text)
+        except ValueError as error:
+            raise ExceptionGroup(email, [KeyError(email), ValueError(repr(batch["n"].values[row]))]) from error
+    batch.state.append(batch["email"].values[0])
+    batch.state[:] = batch.state[-3:]
+    _ = asyncio.get_running_loop().create_task(slip(batch["email"].values[0]))
+    return {"n": numbers}
+
+
+@transform(reads=["email"], writes=["n"])
+def names_columns_by_values(batch: Batch) -> dict[str, Any]:
+    return {email: np.zeros(batch.rows, np.int64) for email in batch["email"].values[:3]}
+
+
+@transform(reads=["email"], writes=["n"])
+def gives_back_values(batch: Batch) -> Any:
+    return {"n": batch["email"].values}
+
+
+@transform(reads=["email"], writes=["n"])
+def rejects_by_values(batch: Batch) -> dict[str, Any]:
+    batch.reject(batch["email"].values, "every one of them")
+    return {"n": np.zeros(batch.rows, np.int64)}
+
+
+@transform(reads=["email"], writes=["n"])
+def asks_for_values(batch: Batch) -> dict[str, Any]:
+    return {"n": batch[batch["email"].values[0]]}
+
+
+def set_up_with_values() -> None:
+    raise RuntimeError("canary0value in the set-up")
+
+
+@transform(reads=["email"], writes=["n"], setup=set_up_with_values)
+def is_set_up_with_values(batch: Batch) -> dict[str, Any]:
+    return {"n": np.zeros(batch.rows, np.int64)}

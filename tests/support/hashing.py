@@ -23,6 +23,9 @@ MARK: Final = 13
 POISON: Final = "poison"
 """A text that the transforms with this in their names cannot bear."""
 
+CANARY: Final = "hunter2-row-value"
+"""What no output may show."""
+
 
 def named(function: str) -> str:
     """The reference of a transform of this module."""
@@ -92,7 +95,7 @@ def hashed_but_thirteen(batch: Batch) -> dict[str, Any]:
 
 
 def _leave(_: object) -> None:
-    raise RuntimeError("left in a mess")
+    raise RuntimeError(CANARY)
 
 
 @transform(reads=["n", "v"], writes=["h"], teardown=_leave)

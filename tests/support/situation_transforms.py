@@ -78,3 +78,12 @@ def rejects_some(batch: Batch) -> dict[str, Any]:
 def reads_its_own(batch: Batch) -> dict[str, Any]:
     """What it writes."""
     return {"cents": Column(batch["cents"].values + 1)}
+
+
+@transform(reads=["v"], writes=["v"])
+def whole_numbers(batch: Batch) -> dict[str, Any]:
+    """Texts as integers; what is none is rejected."""
+    texts = batch["v"].values
+    bad = np.array([not text.isdigit() for text in texts], np.bool_)
+    batch.reject(bad, "no number")
+    return {"v": np.array([0 if wrong else int(text) for text, wrong in zip(texts, bad, strict=True)], np.int32)}

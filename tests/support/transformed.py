@@ -5,10 +5,11 @@ The judgement here is independent of the codec: it compares with the server's ow
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -17,7 +18,13 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from engine._native.rows import RowBatches, Rows
+from engine.db import Connection, Database
+from engine.db.inspect import inspect_table
+from engine.model import Side, TableName
+from engine.spec import TableRef
 from engine.transform.columns import INFINITY
+from engine.transform.types import ColumnType, column_type
 
 GREGORIAN_CYCLE_DAYS = 146_097  # 400 years
 DAYS_TO_1970 = date(1970, 1, 1).toordinal() - 1
@@ -227,3 +234,49 @@ def array_text(lower: int, elements: list[str | None]) -> str:
         return "{}"
     quoted = ["NULL" if e is None else '"' + e.replace("\\", "\\\\").replace('"', '\\"') + '"' for e in elements]
     return f"[{lower}:{lower + len(elements) - 1}]={{{','.join(quoted)}}}"
+
+
+class Session:
+    """A session for tests that Hypothesis repeats: its own loop, one call at a time."""
+
+    def __init__(self, dsn: str) -> None:
+        self._runner = asyncio.Runner()
+        self._connection: Connection = self._runner.run(Database(dsn, side=Side.SOURCE).connect("test"))
+        self.execute("SET search_path = public")
+
+    def execute(self, sql: str) -> None:
+        self._runner.run(self._connection.execute(sql))
+
+    def fetch(self, sql: str, *args: object) -> list[Any]:
+        return self._runner.run(self._connection.fetch(sql, *args))
+
+    def copied(self, query: str) -> bytes:
+        pieces: list[bytes] = []
+
+        async def sink(piece: bytes) -> None:
+            pieces.append(piece)
+
+        self._runner.run(self._connection.copy_out(query, sink))
+        return b"".join(pieces)
+
+    def copy_in(self, table: str, columns: list[str], stream: bytes) -> None:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield stream
+
+        self._runner.run(self._connection.copy_in(TableName("public", table), columns, pieces()))
+
+    def column_type(self, table: str, column: str, form: str = "") -> ColumnType | None:
+        found = self._runner.run(inspect_table(self._connection, TableRef("public", table)))
+        return column_type(found.column(column), form)
+
+    def close(self) -> None:
+        self._runner.run(self._connection.close())
+        self._runner.close()
+
+
+def rows_of(stream: bytes, fields: int) -> Rows:
+    """All rows of a stream, as one batch."""
+    batches = RowBatches(fields, max_rows=10**6, max_bytes=2**28)
+    given = [*batches.feed(stream), batches.finish()]
+    [rows] = [batch for batch in given if batch is not None]
+    return rows

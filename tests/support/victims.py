@@ -6,8 +6,8 @@ from typing import Final
 
 from engine.spec import ChunkLimits, JobSpec
 from engine.spec.models import Errors
+from tests.support import functions, hashing
 from tests.support.databases import TwoDatabases
-from tests.support.functions import HASHED_SQL, MARK, named
 from tests.support.jobs import in_place, into, rows_of
 
 ROWS: Final = 4000
@@ -26,7 +26,8 @@ class Job:
 
     ``count`` adds one to a counter whose ``done`` is never true; in ``bad count`` one row cannot be written; ``long
     count`` takes longer.  ``copy`` goes to another database, ``insert`` to another table.  ``transformed`` ones let
-    Python compute a column, and ``picky`` ones let it reject each thousandth row as well.
+    Python compute a column, ``later`` ones in an ``async def``, and ``picky`` ones let it reject each thousandth row as
+    well.
     """
 
     def __init__(self, kind: str, databases: TwoDatabases) -> None:
@@ -34,6 +35,7 @@ class Job:
         self.kind = words[-1]
         self.bad = BAD_ID if "bad" in words else None
         self.is_picky = "picky" in words
+        self.is_later = "later" in words
         self.is_transformed = self.is_picky or "transformed" in words
         self.rows = 3 * ROWS if "long" in words else ROWS
         self.source = databases.source
@@ -56,7 +58,9 @@ class Job:
         if self.kind == "count":
             if self.is_transformed:
                 function = "one_more_or_no" if self.is_picky else "one_more"
-                return in_place(self.source, "src", {}, transform=named(function), done="false", chunk=CHUNK, **more)
+                return in_place(
+                    self.source, "src", {}, transform=functions.named(function), done="false", chunk=CHUNK, **more
+                )
             return in_place(
                 self.source,
                 "src",
@@ -68,14 +72,15 @@ class Job:
             )
         columns = {"id": "id", "v": "v"}
         if self.is_transformed:
-            more["transform"] = named("hashed_or_no" if self.is_picky else "hashed")
+            function = "hashed_or_no" if self.is_picky else "hashed_later" if self.is_later else "hashed"
+            more["transform"] = hashing.named(function)
         return into(self.source, "src", self.target, "dst", columns=columns, chunk=CHUNK, **more)
 
     @property
     def aside(self) -> list[int]:
         """The keys of the rows that belong in the quarantine."""
         if self.is_picky:
-            return [key for key in range(1, self.rows + 1) if key % 1000 == MARK]
+            return [key for key in range(1, self.rows + 1) if key % 1000 == hashing.MARK]
         return [self.bad] if self.bad is not None else []
 
     def check(self) -> None:
@@ -87,7 +92,7 @@ class Job:
             assert seen == f"1|1|{self.rows - len(aside)}"
             assert self.source.sql(f"SELECT coalesce(sum(counter), 0) FROM src WHERE id IN ({without})") == "0"
         else:
-            hashed = HASHED_SQL if self.is_transformed else "NULL"
+            hashed = hashing.HASHED_SQL if self.is_transformed else "NULL"
             right = rows_of(self.source, f"SELECT id, v, {hashed} FROM src WHERE id NOT IN ({without})")
             assert right == rows_of(self.target, "SELECT id, v, h FROM dst")
         assert self.set_aside() == sorted(f"{{{key}}}|1" for key in aside)

@@ -380,6 +380,18 @@ def test_only_the_move_writes_rows_and_only_a_verification_compares_them(metrics
     assert value(metrics, "verify_mismatched_rows_total") == 4
 
 
+def test_a_chunk_through_a_transform_counts_what_that_did(metrics: Metrics) -> None:
+    metrics(OPENED)
+    seen = replace(CHUNK.observation, transform_s=0.01, changed=3, set_aside=(("BF010", 2),))
+    metrics(replace(CHUNK, observation=seen, move_s=0.05))
+    metrics(RowQuarantined(job="j", worker="w1", span=3, epoch=1, sqlstate="BF010", rows=2, in_chunk=True))
+    assert value(metrics, "chunk_seconds_sum", phase="transform") == pytest.approx(0.01)
+    assert value(metrics, "chunk_seconds_sum", phase="write") == pytest.approx(0.02), "without transform and commit"
+    assert value(metrics, "changed_rows_total") == 3
+    assert value(metrics, "quarantined_rows_total") == 2
+    assert value(metrics, "chunks_total", outcome="committed") == 1, "its rows are no step of their own"
+
+
 def test_a_chunk_that_turns_out_to_be_committed_counts_with_its_rows(metrics: Metrics) -> None:
     metrics(OPENED)
     for phase in Phase:

@@ -30,6 +30,29 @@ def test_a_transform_is_tested_by_calling_it() -> None:
     assert batch.rejected == {1: "a negative amount"}
 
 
+def test_a_test_shows_the_function_what_a_job_would() -> None:
+    @transform(reads=["a"], writes=["b"])
+    def forgets(batch: Batch) -> dict[str, Any]:
+        return {"b": batch["a"].values + batch["c"].values}
+
+    @transform(reads=["a"], writes=["b"])
+    def drops(batch: Batch) -> dict[str, Any]:
+        batch.drop(0)
+        return {}
+
+    one = np.array([1])
+    with pytest.raises(KeyError, match="does not read 'c'; it reads a"):
+        forgets(Batch.of({"a": one, "c": one}))
+    with pytest.raises(Misused, match="not declared with drops=True"):
+        drops(Batch.of({"a": one}))
+    with pytest.raises(ValueError, match="the batch lacks 'a', which the transform reads"):
+        drops(Batch.of({"c": one}))
+    dropping = transform(reads=["a"], writes=["b"], drops=True)(drops.function)
+    batch = Batch.of({"a": one})
+    dropping(batch)
+    assert batch.dropped.tolist() == [True]
+
+
 def test_a_transform_keeps_what_the_function_is_called_and_says() -> None:
     assert isinstance(cents, Transform)
     assert cents.__name__ == "cents" and cents.__doc__ == "Cents of it."

@@ -95,6 +95,9 @@ def test_the_folder_hides_nothing_that_is_installed(write: Write, tmp_path: Path
     assert error.hint == (
         f"{tmp_path} has a 'json' too, but the name is taken by the standard library: give yours another"
     )
+    sys.modules.pop("colorsys", None)  # one that has yet to be imported
+    (tmp_path / "colorsys.py").write_text(GOOD)
+    assert "taken by the standard library" in refused("colorsys:double", tmp_path).hint
     (tmp_path / "yaml").mkdir()
     assert "taken by an installed package" in refused("yaml:double", tmp_path).hint
 

@@ -8,6 +8,7 @@ import gc
 import math
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -47,6 +48,8 @@ async def failure_of(function: Callable[[Batch], Any], *values: int, most_reject
         with pytest.raises(TransformFailed) as caught:
             await runner.apply(numbers(*(values or (1, 2, 3))))
     assert caught.value.__cause__ is None and caught.value.__context__ is None
+    ran_in = {frame.name for frame in traceback.extract_tb(caught.value.__traceback__)}
+    assert "attempt" not in ran_in and "_passed" not in ran_in, "an error that is kept keeps no rows"
     return caught.value.message
 
 
@@ -371,14 +374,19 @@ async def test_rows_of_all_kinds_are_counted_together() -> None:
         batch.reject(values == 6, "six")
         return double(batch)
 
-    rows = rows_of([(0, 5), (1, 6), (2, b"odd"), (3, 7)])
-    async with at_work(particular, most_rejected=3) as runner:
+    rows = rows_of([(0, b"odd"), (1, 5), (2, b"odd"), (3, 6), (4, 7)])
+    async with at_work(particular, most_rejected=4) as runner:
         applied = await runner.apply(rows)
-        assert [(one.row, one.sqlstate) for one in applied.rejected] == [(0, "BF011"), (1, "BF010"), (2, "BF012")]
-        assert written(applied.piece) == [(3, 14)]
-        runner.most_rejected = 2
-        with pytest.raises(TooManyBadRows):
-            await runner.apply(rows)
+        assert [(one.row, one.sqlstate) for one in applied.rejected] == [
+            (0, "BF012"),
+            (1, "BF011"),
+            (2, "BF012"),
+            (3, "BF010"),
+        ]
+        assert written(applied.piece) == [(4, 14)]
+        for runner.most_rejected in (3, 2, 1):
+            with pytest.raises(TooManyBadRows):
+                await runner.apply(rows)
 
 
 @pytest.mark.parametrize(
@@ -430,6 +438,13 @@ async def test_the_line_is_the_functions_own_and_not_that_of_a_library() -> None
 
     message = await failure_of(shapes)
     assert f"numpy.linalg.LinAlgError (from ValueError) at {line_of('calls numpy here')} shapes" in message
+
+
+async def test_a_comprehension_goes_by_the_name_of_its_function() -> None:
+    def lists(batch: Batch) -> dict[str, Any]:
+        return {"b": np.array([1 // (value - value) for value in batch["a"].values.tolist()])}  # in a comprehension
+
+    assert f"ZeroDivisionError at {line_of('in a comprehension')} lists: return" in await failure_of(lists)
 
 
 async def test_what_an_error_came_from_is_told_by_class() -> None:
@@ -502,17 +517,20 @@ async def test_a_wrong_result_is_explained_with_where_the_function_stands(given:
 
     wrong.__wrapped__ = given  # type: ignore[attr-defined]  # its texts are those of `given`
     said = await failure_of(wrong, SECRET, SECRET + 1, SECRET + 2, most_rejected=10)
-    assert message in said
-    assert f"; it stands at {shown_file(HERE)}:" in said
+    said, _, place = said.partition("; it stands at ")
+    assert message in said and place.startswith(f"{shown_file(HERE)}:")
     assert str(SECRET) not in said and str(SECRET + 1) not in said
 
 
 @pytest.mark.parametrize(
     ("misuse", "message"),
     [
-        (lambda batch: batch["amuont"], "no such column is read; it reads a at"),
-        (lambda batch: batch.drop(0), "drop: the transform is not declared with drops=True at"),
-        (lambda batch: batch.reject(np.zeros(7, bool), "x"), "reject: a mask of bool of shape (3,)"),
+        (lambda batch: batch["amuont"], "no such column is read; it reads a"),
+        (lambda batch: batch.drop(0), "drop: the transform is not declared with drops=True"),
+        (
+            lambda batch: batch.reject(np.zeros(7, bool), "x"),
+            "reject: a mask of bool of shape (3,) or numbers of rows, not bool of shape (7,)",
+        ),
     ],
 )
 async def test_misuse_of_the_batch_is_the_functions_fault_and_no_rows(misuse: Any, message: str) -> None:
@@ -525,7 +543,8 @@ async def test_misuse_of_the_batch_is_the_functions_fault_and_no_rows(misuse: An
         return double(batch)
 
     said = await failure_of(misuses, most_rejected=10)
-    assert message in said and f"at {shown_file(HERE)}:" in said
+    said, _, place = said.partition(" at ")
+    assert said == f"transform {__name__}:misuses: {message}" and place.startswith(f"{shown_file(HERE)}:")
     assert calls == 1
 
 

@@ -20,6 +20,7 @@ from engine.errors import TransformFailed
 from engine.transform import Batch, Transform, running, transform
 from engine.transform.failures import shown_file
 from engine.transform.running import Runner
+from engine.transform.thread import LoopThread, ThreadEnded
 from tests.support.batches import numbers, runner_of, written
 
 HERE = shown_file(__file__)
@@ -458,6 +459,71 @@ async def test_many_workers_may_begin_and_end() -> None:
         assert (await runner.apply(numbers(1))).rows == 1
         assert await runner.close() is None
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("transform ")]
+
+
+# The thread by itself
+
+
+async def test_a_thread_that_is_forced_while_idle_has_nothing_to_tell() -> None:
+    strays: list[BaseException] = []
+    for _ in range(10):  # wherever in the loop it is then
+        thread = LoopThread("transform idle", strays.append)
+        thread.start()
+        assert await _value_of(thread, 7) == 7
+        thread.force()
+        thread.end()
+        assert await thread.ended(5.0) and not strays
+        assert not thread.is_alive
+
+
+async def test_a_thread_that_is_forced_at_its_very_end_still_closes_its_loop() -> None:
+    spinning = threading.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def stays() -> None:
+        loops.append(asyncio.get_running_loop())
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            spinning.set()
+            while True:
+                sum(range(100))
+
+    tasks: list[asyncio.Task[None]] = []
+
+    async def leave() -> None:
+        tasks.append(asyncio.create_task(stays()))
+        await asyncio.sleep(0)
+
+    thread = LoopThread("transform leaving", lambda error: None)
+    thread.start()
+    errand = thread.submit(leave)
+    assert await errand.waited(5.0)
+    thread.drop(errand)
+    thread.end()
+    await asyncio.to_thread(spinning.wait)
+    thread.force()
+    assert await thread.ended(5.0)
+    assert loops[0].is_closed()
+
+
+async def test_nothing_comes_of_what_is_given_to_a_thread_that_has_ended() -> None:
+    thread = LoopThread("transform ended", lambda error: None)
+    thread.start()
+    thread.end()
+    with pytest.raises(ThreadEnded):
+        await _value_of(thread, 7)
+    assert await thread.ended(5.0)
+
+
+async def _value_of(thread: LoopThread, value: int) -> int:
+    async def give() -> int:
+        return value
+
+    errand = thread.submit(give)
+    assert await errand.waited(5.0)
+    thread.drop(errand)
+    return errand.result
 
 
 # The process

@@ -32,6 +32,13 @@ class Mover(Protocol):
         """The connection to the target database, where the ledger is."""
         ...
 
+    @property
+    def aside(self) -> tuple[tuple[str, int], ...]:
+        """What the last transaction that was sent its COMMIT has set aside beside its rows: SQLSTATE, how many.  For
+        one whose answer was lost; with an answer it stands in the observation.
+        """
+        ...
+
     def session(self, side: Side) -> Connection:
         """The connection to that side's server."""
         ...

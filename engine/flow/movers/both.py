@@ -22,6 +22,8 @@ class BothSides:
         self._there: Connection | None = None  # the source, when it is another database
         self._here: Connection | None = None
 
+    aside: tuple[tuple[str, int], ...] = ()
+
     @property
     def connection(self) -> Connection:
         """The connection to the target, which holds the ledger too."""

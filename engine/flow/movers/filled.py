@@ -84,6 +84,11 @@ class FillMover(BothSides):
         await super().open()
         await self._transforming.open()
 
+    def abort(self) -> None:
+        """Drop the sockets, and wait for no set-up."""
+        super().abort()
+        self._transforming.abort()
+
     async def close(self) -> str:
         """Close the connections, and end the transform's thread."""
         await super().close()
@@ -112,7 +117,7 @@ class FillMover(BothSides):
     async def _attempt(self, span: Span, bound: Bound) -> Filled:
         filled = Filled(Aside())
         try:
-            async with asyncio.timeout(CHUNK_DEADLINE_S):
+            async with asyncio.timeout(self._transforming.deadline_s):
                 await self._transaction(span, bound, filled)
         except Exception as error:
             allowed = self._transforming.most_rejected
@@ -140,6 +145,7 @@ class FillMover(BothSides):
                 remember=False,
             )
             aside = filled.aside.call(self._job_id, self._transforming.most_rejected)
+            self.aside = filled.aside.counts
             crashpoint("commit.before")
             sent_at = self._clock.now()
             await writer.execute(f"{aside}{fence}; COMMIT")
@@ -169,7 +175,7 @@ class FillMover(BothSides):
             if not unwritten:
                 break
             lock = number == HOPEFUL_ROUNDS
-            query = changed_query(self._filling, self._through, unwritten, keys=keys, lock=lock)
+            query = changed_query(self._filling, self._through, bound.after, bound.to, unwritten, keys=keys, lock=lock)
             unwritten = await self._again(bound, query, filled)
         crashpoint("write.after")
 

@@ -54,6 +54,8 @@ class StatementMover:
         self._arbiters = arbiters
         self._connection: Connection | None = None
 
+    aside: tuple[tuple[str, int], ...] = ()
+
     @property
     def connection(self) -> Connection:
         """The open data connection."""

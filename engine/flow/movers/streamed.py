@@ -160,11 +160,12 @@ class CopyMover(BothSides):
         self._key_fields = [self._columns.index(name) for name in keys]
         self._met_rows = False  # without ranges on the target: the last chunk found rows there
         self._commit_s = 0.0  # of the last transaction
+        self._deadline_s = CHUNK_DEADLINE_S
 
     async def move(self, span: Span, bound: Bound) -> Observation:
         """One transaction on the target: COPY, fence, COMMIT."""
         began = self._clock.now()
-        async with asyncio.timeout(CHUNK_DEADLINE_S):
+        async with asyncio.timeout(self._deadline_s):
             rows, stream, staged = await self._write(span, bound)
         crashpoint("commit.after")
         self._met_rows = staged and rows < stream.passed_rows

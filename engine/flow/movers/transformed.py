@@ -23,8 +23,9 @@ from engine.clock import Clock
 from engine.crashpoint import crashpoint
 from engine.db import Connection, ConnectionLost
 from engine.db.failures import TOO_MANY_SQLSTATE, classify
-from engine.errors import BackfillError, TooManyBadRows, TransformNotAllowed
+from engine.errors import BackfillError, TooManyBadRows
 from engine.flow.bounds import Bound
+from engine.flow.movers.server_side import CHUNK_DEADLINE_S
 from engine.flow.movers.streamed import ABANDON_S, CopyMover, Passing
 from engine.flow.prepare import Prepared
 from engine.flow.transforming import PreparedTransform
@@ -36,8 +37,8 @@ from engine.sql.transformed import Passage, passage, passing_query, set_aside_ca
 if TYPE_CHECKING:
     from engine.transform.running import Applied, Runner
 
-BATCH_BYTES: Final = 4 << 20
-"""A batch ends here, however few rows it has.  A worker holds ``concurrency + 2`` of them at most: those that the
+BATCH_BYTES: Final = 1 << 20
+"""A batch ends here, however few rows it has; narrow rows end at ``batch_rows`` before.  A worker holds ``concurrency + 2`` of them at most: those that the
 function has, one that waits so that it never has to, and one that COPY IN takes.
 """
 
@@ -156,6 +157,10 @@ class TransformedStream:
         task = await self._queue.get()
         crashpoint("read.first")
         while task is not None:
+            if not (task.done() or self._reading.done()):
+                await asyncio.wait((task, self._reading), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done() and self._reading.done():
+                self._reading.result()  # the source has failed: nobody waits for a slow function then
             applied = await task
             self._tasks.discard(task)
             crashpoint("transform.after")
@@ -209,21 +214,24 @@ def _text(value: bytes | None) -> str:
 
 class Transforming:
     """A worker's runner and what its streams have in common.  ``most_rejected``: rows of the job that may be set aside;
-    with 0 the transform's first complaint stops the job.
+    with 0 the transform's first complaint stops the job.  Raises ``TransformNotAllowed`` where it may not be loaded.
     """
 
     def __init__(self, prepared: PreparedTransform, through: Passage, most_rejected: int) -> None:
-        if prepared.transform is None:
-            raise TransformNotAllowed(
-                f"the job's transform is {prepared.reference}, which may not be loaded here",
-                hint=f"allow it: --allow-transform {prepared.reference}, or [allow] transforms of a daemon",
-            )
-        self._transform = prepared.transform
+        self._transform = prepared.loaded
         self._prepared = prepared
         self._through = through
         self._runner: Runner | None = None
+        self._starting: asyncio.Future[None] | None = None
         self.most_rejected = most_rejected
         self.with_keys = False  # a row was rejected before: chunks bring their keys along
+
+    @property
+    def deadline_s(self) -> float:
+        """How long a chunk may take by our clock.  The server's own time-out makes it smaller before, but that shows
+        only when the function comes back.
+        """
+        return CHUNK_DEADLINE_S + self._transform.time_limit_s
 
     async def open(self) -> None:
         """Begin its thread, with the transform's own set-up, unless that is done.  Raises ``TransformFailed``."""
@@ -237,8 +245,21 @@ class Transforming:
                 self._through.layout,
                 most_rejected=self.most_rejected,
             )
-            await runner.start()
+            self._starting = asyncio.ensure_future(runner.start())
+            try:
+                await asyncio.wait((self._starting,))
+                if self._starting.cancelled():
+                    raise ConnectionLost("told to end while the transform was being set up")
+                self._starting.result()
+            finally:
+                self._starting.cancel()
+                self._starting = None
             self._runner = runner
+
+    def abort(self) -> None:
+        """Wait no longer for a set-up."""
+        if self._starting is not None:
+            self._starting.cancel()
 
     async def close(self) -> str:
         """The transform's own tear-down, and the end of its thread.  What was wrong with it: the rows are in."""
@@ -322,6 +343,7 @@ class TransformedCopyMover(CopyMover):
         )
         self._columns = list(self._through.columns)
         self._transforming = transforming or Transforming(transform, self._through, most_rejected)
+        self._deadline_s = self._transforming.deadline_s
         self._aside = Aside()  # of the present chunk
         self._stream: TransformedStream | None = None
 
@@ -329,6 +351,11 @@ class TransformedCopyMover(CopyMover):
         """Connect, and see that the transform is ready."""
         await super().open()
         await self._transforming.open()
+
+    def abort(self) -> None:
+        """Drop the sockets, and wait for no set-up."""
+        super().abort()
+        self._transforming.abort()
 
     async def close(self) -> str:
         """Close the connections, and end the transform's thread."""
@@ -374,4 +401,5 @@ class TransformedCopyMover(CopyMover):
 
     def _beside(self, stream: Passing) -> str:
         del stream
+        self.aside = self._aside.counts
         return self._aside.call(self._job_id, self._transforming.most_rejected)

@@ -40,6 +40,8 @@ _PROBLEMS: Final = (
     "ambiguous_job",
     "cannot_connect",
     "superuser_refused",
+    "transform_not_allowed",
+    "transform_not_loaded",
     "preflight_refused",
     "spec_changed",
     "usage",

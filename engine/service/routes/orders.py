@@ -138,7 +138,16 @@ ROUTES = (
         takes_if_match=True,
         parameters=(CONNECTION,),
         deadline_s=60.0,
-        problems=(*_PROBLEMS, "busy", "draining", "not_allowed", "preflight_refused", "superuser_refused", "usage"),
+        problems=(
+            *_PROBLEMS,
+            "busy",
+            "draining",
+            "not_allowed",
+            "preflight_refused",
+            "superuser_refused",
+            "transform_not_loaded",
+            "usage",
+        ),
     ),
     Route(
         "DELETE",

@@ -128,6 +128,7 @@ ROUTES = (
             "not_allowed",
             "preflight_refused",
             "superuser_refused",
+            "transform_not_loaded",
             "spec_changed",
             "usage",
             "stopped",

@@ -1,0 +1,135 @@
+"""A transform tried before its job starts: on rows from all over the source that the job is about, in good time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.flow import endpoints_of, inspect, sampled
+from engine.flow.prepare import Inspection
+from engine.model import Finding
+from tests.support import sampled_transforms
+from tests.support.databases import FreshDatabase, on_each_major
+from tests.support.jobs import in_place, into
+from tests.support.sampled_transforms import named
+
+
+@pytest.fixture
+def numbers(database: FreshDatabase) -> FreshDatabase:
+    """10,000 rows to fill."""
+    database.sql(
+        "CREATE TABLE src (id bigint PRIMARY KEY, n int);"
+        "INSERT INTO src SELECT g FROM generate_series(1, 10000) g; ANALYZE src"
+    )
+    return database
+
+
+async def tried(database: FreshDatabase, function: str, *, show: int = 0, **settings: Any) -> Inspection:
+    spec = in_place(database, "src", {}, transform=named(function), **settings)
+    return await inspect(spec, endpoints_of(spec), tries=True, show_rows=show)
+
+
+def found(seen: Inspection, code: str) -> Finding | None:
+    return next((finding for finding in seen.findings if finding.code == code), None)
+
+
+async def test_rows_come_from_all_over_the_table(numbers: FreshDatabase) -> None:
+    seen = await tried(numbers, "rejects_late_rows", workers=8)
+    assert seen.sample is not None
+    assert 90 <= seen.sample.facts.rows <= 110
+    assert 20 <= seen.sample.facts.rejected <= 80
+    assert found(seen, "TRANSFORM_REJECTS") is not None
+
+
+async def test_only_rows_of_the_job_are_tried(numbers: FreshDatabase) -> None:
+    assert found(await tried(numbers, "raises_on_odd"), "TRANSFORM_REJECTS") is not None
+    for settings in ({"where": "id % 2 = 0"}, {"done": "id % 2 = 1"}):
+        seen = await tried(numbers, "raises_on_odd", **settings)
+        assert seen.sample is not None
+        assert (seen.sample.facts.rejected, seen.sample.facts.failure) == (0, "")
+    everything = await tried(numbers, "raises_on_odd", where="id % 2 = 1")
+    failed = found(everything, "TRANSFORM_FAILS")
+    assert failed is not None
+    assert "ValueError" in failed.message
+    assert "odd" not in failed.message.replace("raises_on_odd", ""), "an exception's words may be a row's values"
+
+
+async def test_nothing_is_tried_where_there_is_nothing_to_do(numbers: FreshDatabase) -> None:
+    numbers.sql("UPDATE src SET n = 1")
+    seen = await tried(numbers, "raises_on_odd")
+    assert seen.sample is None
+    assert found(seen, "TRANSFORM_FAILS") is None
+
+
+async def test_nothing_is_tried_where_nobody_asks_or_something_else_is_in_the_way(numbers: FreshDatabase) -> None:
+    sampled_transforms.calls.clear()
+    spec = in_place(numbers, "src", {}, transform=named("with_state"))
+    assert (await inspect(spec, endpoints_of(spec))).sample is None
+    assert (await tried(numbers, "with_state", key=("n",))).sample is None
+    assert sampled_transforms.calls == []
+
+
+async def test_a_search_for_rows_ends_in_time(numbers: FreshDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampled, "PATIENCE_S", 0.1)
+    seen = await tried(numbers, "raises_on_odd", where="pg_sleep(0.05) IS NULL")
+    assert seen.sample is None
+    assert found(seen, "TRANSFORM_FAILS") is None
+
+
+async def test_a_function_that_hangs_is_told_with_its_line(numbers: FreshDatabase) -> None:
+    failed = found(await tried(numbers, "hangs"), "TRANSFORM_FAILS")
+    assert failed is not None
+    assert "sampled_transforms.py:" in failed.message
+    assert "time.sleep(2.0)" in failed.message
+
+
+async def test_setup_and_teardown_belong_to_a_try(numbers: FreshDatabase) -> None:
+    sampled_transforms.calls.clear()
+    seen = await tried(numbers, "with_state")
+    assert seen.sample is not None
+    assert not seen.sample.facts.failure
+    assert sampled_transforms.calls == ["setup", "teardown of ready"]
+
+
+async def test_a_transform_may_read_nothing(numbers: FreshDatabase) -> None:
+    seen = await tried(numbers, "reads_nothing", show=1)
+    assert seen.sample is not None
+    assert (seen.sample.shown[0].input, seen.sample.shown[0].output) == ({}, {"n": "1"})
+
+
+async def test_what_became_of_each_row_is_shown(numbers: FreshDatabase) -> None:
+    seen = await tried(numbers, "some", show=3, where="id <= 3")
+    assert seen.sample is not None
+    assert [(row.input, row.output, row.reason) for row in seen.sample.shown] == [
+        ({"id": "1"}, None, "dropped"),
+        ({"id": "2"}, None, "not two"),
+        ({"id": "3"}, {"n": "3"}, ""),
+    ]
+
+
+@on_each_major
+async def test_values_are_shown_in_words_that_the_server_understands(database: FreshDatabase) -> None:
+    columns = (
+        "b boolean, i int, f float8, d date, at timestamptz, u uuid, t text, raw bytea, j jsonb, scaled numeric(12,2),"
+        " exact numeric, list text[], none text"
+    )
+    database.sql(
+        f"CREATE TABLE src (id int PRIMARY KEY, {columns}); CREATE TABLE dst (id int PRIMARY KEY, {columns});"
+        "INSERT INTO src VALUES (1, true, -7, 1.5, '2026-02-28', '2026-02-28 12:00:00.25+02',"
+        " 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', 'é', '\\x00ff', '{\"a\": 1}', -1.05, 1.00, ARRAY['x', NULL], NULL),"
+        " (2, false, 0, 'NaN', 'infinity', '-infinity', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '', '', 'null', 0,"
+        " 'NaN', '{}', NULL)"
+    )
+    spec = into(database, "src", database, "dst", transform=named("passes_all"))
+    seen = await inspect(spec, endpoints_of(spec), tries=True, show_rows=2)
+    assert seen.sample is not None, seen.findings
+    first, second = seen.sample.shown
+    assert (first.output, second.output) == (first.input, second.input)
+    assert list(first.input.values()) == [
+        "true", "-7", "1.5", "2026-02-28", "2026-02-28 10:00:00.250000", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "é",
+        "\\x00ff", '{"a": 1}', "-1.05", "1.00", "{x,NULL}", None,
+    ]  # fmt: skip
+    assert [second.input[name] for name in ("f", "d", "at", "raw", "scaled", "exact", "list")] == [
+        "nan", "infinity", "-infinity", "\\x", "0.00", "NaN", "{}",
+    ]  # fmt: skip
