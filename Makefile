@@ -4,7 +4,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Tests at once: most of them wait for a server.  Those that look at the clock (`alone`) run one by one afterwards.
+# Tests at once: most of them wait for a server.  Those that look at the clock come afterwards: first those that only
+# wait for it (`waiting`), which leave the machine idle, then those that measure (`alone`), one by one.
 JOBS ?= 2
 OR_NONE_CHOSEN := || [ $$? -eq 5 ]
 
@@ -17,6 +18,7 @@ BUILD_REQUIREMENTS := import tomllib; print(*tomllib.load(open("pyproject.toml",
 KERNELS := $(wildcard engine/_native/*.pyx engine/_native/*.pxd)
 DEBUG_KERNELS := $(VENV)/.debug-kernels
 SANITIZED := build/sanitized
+NATIVE_TESTS ?= tests/native
 
 # What each kind of work adds to the package itself; see [project.optional-dependencies].
 EXTRAS_demo := embedded
@@ -35,7 +37,9 @@ demo: $(VENV)/.ready-demo ## build everything, start a private PostgreSQL and ru
 	$(BIN)/backfill demo $(ARGS)
 
 test: $(VENV)/.ready-test ## build everything and run all tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone and not long" $(ARGS) $(OR_NONE_CHOSEN)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not waiting and not alone and not long" \
+		$(ARGS) $(OR_NONE_CHOSEN)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "waiting and not long" $(ARGS) $(OR_NONE_CHOSEN)
 	$(BIN)/python -m pytest -m "alone and not long" $(ARGS) $(OR_NONE_CHOSEN)
 
 quick: $(VENV)/.ready-test ## the tests that need no server
@@ -58,7 +62,8 @@ test-sanitized: $(VENV)/.ready-test ## the kernels' tests, with every access to 
 	cd $(SANITIZED) && BACKFILL_SANITIZE=1 $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace --parallel 2
 	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		$(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider tests/native $(ARGS)
+		$(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider --capture=sys -n $(JOBS) --dist worksteal \
+		$(NATIVE_TESTS) $(ARGS)
 
 faults: $(VENV)/.ready-test ## kill, cut and starve, with more rounds than `make test`
 	HYPOTHESIS_PROFILE=thorough BACKFILL_FAULT_ROUNDS=$${BACKFILL_FAULT_ROUNDS:-10} \
@@ -123,7 +128,7 @@ check-wheel: build ## install the wheel into a venv of its own and use it from e
 	$(BIN)/python -m venv build/wheel-venv
 	build/wheel-venv/bin/pip install --quiet dist/*.whl
 	cd / && "$(CURDIR)/build/wheel-venv/bin/python" -I -c \
-		"import engine, engine._native.copybin, engine._native.keyspace; print(engine.__file__)"
+		"import engine, engine.transform, engine._native.copybin, engine._native.rows, engine._native.decode, engine._native.encode, engine._native.keyspace; print(engine.__file__)"
 	cd / && "$(CURDIR)/build/wheel-venv/bin/backfill" --version
 	cd / && "$(CURDIR)/build/wheel-venv/bin/python" -I -c \
 		"import sys; from engine.service.routes.page import page_files; assert set(sys.argv[1:]) == set(page_files()), page_files()" \

@@ -39,7 +39,7 @@ DIRECTIVES: dict[str, object] = {
 
 def kernels() -> list[Extension]:
     """One extension per ``.pyx`` file."""
-    optimisation = ["-O0", "-g"] if DEBUG else ["-O1", "-g"] if SANITIZE else ["-O3", "-g0"]
+    optimisation = ["-O0", "-g1"] if SANITIZE else ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
     sanitizers = SANITIZERS if SANITIZE else []
     return [
         Extension(

@@ -19,6 +19,7 @@ from bench.report import say, write
 BENCHMARKS = (
     "plan",
     "bucket",
+    "codec",
     "simulate",
     "overhead",
     "idle",
@@ -26,6 +27,7 @@ BENCHMARKS = (
     "verification",
     "control_latency",
     "movers",
+    "transform",
     "bloat",
     "foreground",
 )
