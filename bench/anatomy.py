@@ -24,8 +24,10 @@ import uvloop
 
 from bench.functions import cents
 from bench.ours import in_process
+from bench.priced import AMOUNT, Priced
 from bench.stage import Stage
 from engine._native.rows import HEADER, TRAILER, RowBatches, Rows, assemble
+from engine.flow.movers.transformed import BATCH_BYTES
 from engine.transform import Batch
 from engine.transform.decoding import decode
 from engine.transform.encoding import encode
@@ -38,10 +40,6 @@ LOOK_EVERY_S: Final = 0.005
 NUMERIC_OID: Final = 1700
 INT8_OID: Final = 20
 
-READ: Final = ("id", "amount", "note", "created_at", "flag", "ref", "payload")
-WRITTEN: Final = ("id", "amount_cents", "note", "created_at", "flag", "ref", "payload")
-AMOUNT: Final = 1
-LAYOUT: Final = (0, -1, 2, 3, 4, 5, 6)
 AMOUNT_TYPE: Final = ColumnType("amount", Kind.SCALED, "numeric(12,2)", NUMERIC_OID, scale=2, precision=12)
 CENTS_TYPE: Final = ColumnType("amount_cents", Kind.INT8, "bigint", INT8_OID)
 
@@ -58,9 +56,11 @@ class Part:
 # -- each step alone ------------------------------------------------------------------------------------------------
 
 
-def parts(stage: Stage, rows: int, repeat: int) -> list[Part]:
-    """Every step of a transformed copy over the first ``rows`` rows of ``sales`` in ``source``."""
-    pieces, out_s = uvloop.run(_copy_out(stage, rows, repeat))
+def parts(stage: Stage, table: Priced, rows: int, repeat: int) -> list[Part]:
+    """Every step of a transformed copy over the first ``rows`` rows of a table in ``source``."""
+    pieces, out_s = uvloop.run(_copy_out(stage, table, rows, repeat))
+    amount = table.columns.index(AMOUNT)
+    layout = [-1 if place == amount else place for place in range(len(table.columns))]
 
     def timed(work: Callable[[], Any]) -> tuple[Any, float]:
         made, best_s = None, float("inf")
@@ -70,16 +70,16 @@ def parts(stage: Stage, rows: int, repeat: int) -> list[Part]:
             best_s = min(best_s, time.perf_counter() - began)
         return made, best_s
 
-    batches, batching_s = timed(lambda: _batches(pieces))
-    columns, decode_s = timed(lambda: [decode(one, AMOUNT, AMOUNT_TYPE)[0] for one in batches])
+    batches, batching_s = timed(lambda: _batches(pieces, len(table.columns)))
+    columns, decode_s = timed(lambda: [decode(one, amount, AMOUNT_TYPE)[0] for one in batches])
     given = [Batch({"amount": column}, one.count) for one, column in zip(batches, columns, strict=True)]
     results, function_s = timed(lambda: [cents(one)["amount_cents"] for one in given])
     sized = list(zip(results, batches, strict=True))
     encoded, encode_s = timed(lambda: [encode(result, CENTS_TYPE, one.count)[0] for result, one in sized])
     made, assemble_s = timed(
-        lambda: [assemble(one, LAYOUT, [cell]) for one, cell in zip(batches, encoded, strict=True)]
+        lambda: [assemble(one, layout, [cell]) for one, cell in zip(batches, encoded, strict=True)]
     )
-    in_s, commit_s = uvloop.run(_copy_in(stage, [HEADER, *made, TRAILER], repeat))
+    in_s, commit_s = uvloop.run(_copy_in(stage, table, [HEADER, *made, TRAILER], repeat))
     pieces_bytes = sum(map(len, pieces))
     found = [
         ("COPY OUT, received and thrown away", out_s, f"{pieces_bytes / rows:.0f} bytes a row"),
@@ -94,16 +94,16 @@ def parts(stage: Stage, rows: int, repeat: int) -> list[Part]:
     return [Part(name, seconds / rows * 1e9, detail) for name, seconds, detail in found]
 
 
-def _batches(pieces: Sequence[bytes]) -> list[Rows]:
-    stream = RowBatches(len(READ))
+def _batches(pieces: Sequence[bytes], fields: int) -> list[Rows]:
+    stream = RowBatches(fields, max_bytes=BATCH_BYTES)
     batches = [batch for piece in pieces for batch in stream.feed(piece)]
     last = stream.finish()
     return batches if last is None else [*batches, last]
 
 
-async def _copy_out(stage: Stage, rows: int, repeat: int) -> tuple[list[bytes], float]:
+async def _copy_out(stage: Stage, table: Priced, rows: int, repeat: int) -> tuple[list[bytes], float]:
     connection = await asyncpg.connect(stage.dsn("source"))
-    query = f"SELECT {', '.join(READ)} FROM sales WHERE id <= {rows} ORDER BY id"
+    query = f"SELECT {', '.join(table.columns)} FROM {table.name} WHERE id <= {rows} ORDER BY id"
     pieces: list[bytes] = []
 
     async def keep(piece: bytes) -> None:
@@ -122,7 +122,7 @@ async def _copy_out(stage: Stage, rows: int, repeat: int) -> tuple[list[bytes], 
     return pieces, best_s
 
 
-async def _copy_in(stage: Stage, pieces: Sequence[bytes], repeat: int) -> tuple[float, float]:
+async def _copy_in(stage: Stage, table: Priced, pieces: Sequence[bytes], repeat: int) -> tuple[float, float]:
     best = (float("inf"), 0.0)
     for _ in range(repeat):
         stage.create("target", "counted")
@@ -136,7 +136,7 @@ async def _copy_in(stage: Stage, pieces: Sequence[bytes], repeat: int) -> tuple[
         transaction = connection.transaction()
         await transaction.start()
         began = time.perf_counter()
-        await connection.copy_to_table("sales", source=give(), columns=list(WRITTEN), format="binary")
+        await connection.copy_to_table(table.name, source=give(), columns=table.counted, format="binary")
         copied = time.perf_counter()
         await transaction.commit()
         best = min(best, (copied - began, time.perf_counter() - copied))

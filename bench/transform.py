@@ -15,8 +15,9 @@ from typing import Any, Final
 from bench import anatomy
 from bench.functions import LOOKUP_ROWS, LOOKUP_S
 from bench.ours import run_command
+from bench.priced import CENTS, EXPRESSION, ORDERS, SALES, Priced
 from bench.report import AT_MOST, Contender, Figure, Ratio, Report, Sample, Target, arguments_for, say, settle
-from bench.rowwise import by_name, by_place, fetch_loop_copy
+from bench.rowwise import fetch_loop_copy
 from bench.stage import Stage, check_equal
 
 ROWS: Final = 3_000_000
@@ -31,9 +32,9 @@ MOST_MB: Final = 120.0
 LEAST_OF_PASSING: Final = 0.7
 LEAST_OF_LOOPING: Final = 5.0
 
-COPY: Final = "to another database"
-PLACE: Final = "in place"
-LOOKUP: Final = "asynchronous lookup"
+COPY: Final = "{table}, to another database"
+PLACE: Final = "orders, in place"
+LOOKUP: Final = "orders, asynchronous lookup"
 
 PASSED: Final = "passed through"
 TRANSFORMED: Final = "transformed"
@@ -42,20 +43,7 @@ LOOPED: Final = "fetch, loop, copy_records"
 LOOPED_FAST: Final = "the same, at its fastest"
 ONE, SIXTEEN = "1 in flight", "16 in flight"
 
-COLUMNS: Final = ("id", "amount", "note", "created_at", "flag", "ref", "payload")
-TYPES: Final = (
-    "id bigint PRIMARY KEY, {amount}, note text, created_at timestamptz, flag boolean, ref uuid, payload jsonb"
-)
-CENTS: Final = "(amount * 100)::bigint"
-FILL: Final = """
-SELECT setseed(0.5);
-INSERT INTO sales
-SELECT g, (random() * 10000)::numeric(12,2), CASE WHEN g % 5 > 0 THEN 'note ' || md5(g::text) END,
-       timestamptz '2020-01-01' + g * interval '1 second', g % 2 = 0, md5(g::text)::uuid,
-       jsonb_build_object('n', g, 'state', (ARRAY['new', 'paid', 'done'])[1 + g % 3])
-  FROM generate_series(1, {rows}) AS g;
-VACUUM (FREEZE, ANALYZE) sales;
-"""
+TABLES: Final = (ORDERS, SALES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             },
             stage.versions,
         )
-        _make_source(stage, options.rows)
+        _make_sources(stage, options.rows)
         if "copy" in chosen:
-            _rounds(_copy_ways(stage, report, options.rows), options.repeat)
+            for table in TABLES:
+                _rounds(_copy_ways(stage, report, table, options.rows), options.repeat)
         if "place" in chosen:
             _rounds(_in_place_ways(stage, report, options.rows), options.repeat)
         if "lookup" in chosen:
@@ -120,25 +109,24 @@ def _rounds(ways: list[Way], repeat: int) -> None:
 # -- tables ---------------------------------------------------------------------------------------------------------
 
 
-def _make_source(stage: Stage, rows: int) -> None:
+def _make_sources(stage: Stage, rows: int) -> None:
+    """Databases: ``source`` with both tables; ``plain`` and ``counted`` with empty ones for targets."""
     stage.create("source")
-    stage.sql("source", f"CREATE TABLE sales ({TYPES.format(amount='amount numeric(12,2)')});{FILL.format(rows=rows)}")
-    for name, amount in (("plain", "amount numeric(12,2)"), ("counted", "amount_cents bigint")):
+    stage.make_orders("source", rows)
+    stage.sql("source", SALES.create("amount numeric(12,2)") + SALES.fill.format(rows=rows))
+    for name, amount in (("plain", "amount numeric(12,2)"), ("counted", f"{CENTS} bigint")):
         stage.create(name)
-        stage.sql(name, f"CREATE TABLE sales ({TYPES.format(amount=amount)})")
-    stage.create("unfilled", "source")
-    stage.sql("unfilled", "ALTER TABLE sales ADD COLUMN amount_cents bigint; VACUUM (ANALYZE) sales")
+        stage.sql(name, "".join(table.create(amount) for table in TABLES))
+    stage.create("unfilled")
+    stage.make_orders("unfilled", rows)
+    stage.sql("unfilled", f"ALTER TABLE orders ADD COLUMN {CENTS} bigint; VACUUM (ANALYZE) orders")
 
 
-def _in_cents() -> str:
-    return ", ".join(f"{CENTS} AS amount_cents" if name == "amount" else name for name in COLUMNS)
-
-
-def _copied(stage: Stage, **keys: Any) -> dict[str, Any]:
+def _copied(stage: Stage, table: Priced, **keys: Any) -> dict[str, Any]:
     return {
         "name": "bench-transform",
-        "source": {"dsn": stage.dsn("source"), "table": "sales"},
-        "target": {"dsn": stage.dsn("target"), "table": "sales"},
+        "source": {"dsn": stage.dsn("source"), "table": table.name},
+        "target": {"dsn": stage.dsn("target"), "table": table.name},
         "deletes": "none",  # the sweep costs the same each way, and would hide what differs
         **keys,
     }
@@ -151,84 +139,75 @@ def _ours(spec: dict[str, Any], rows: int) -> Sample:
 # -- the ways -------------------------------------------------------------------------------------------------------
 
 
-def _copy_ways(stage: Stage, report: Report, rows: int) -> list[Way]:
-    plain = stage.digest("source", "sales")
-    counted = stage.digest("source", "sales", _in_cents())
-    by_sql = {"columns": {**{name: name for name in COLUMNS if name != "amount"}, "amount_cents": CENTS}}
-    by_python = {"transform": "bench.functions:cents"}
+def _copy_ways(stage: Stage, report: Report, table: Priced, rows: int) -> list[Way]:
+    plain = stage.digest("source", table.name)
+    counted = stage.digest("source", table.name, table.in_cents)
+    by_sql = {"columns": {**{name: name for name in table.columns if name != "amount"}, CENTS: EXPRESSION}}
+    by_python: dict[str, Any] = {"transform": "bench.functions:cents"}
 
     def way(name: str, detail: str, template: str, expected: str, run: Callable[[], Sample]) -> Way:
         def prepare() -> None:
             stage.create("target", template)
-            stage.settle("source", "sales")
+            stage.settle("source", table.name)
 
         def check() -> None:
-            check_equal(name, expected, stage.digest("target", "sales"))
+            check_equal(name, expected, stage.digest("target", table.name))
 
-        return Way(report.contender(COPY, name, detail), prepare, run, check)
+        return Way(report.contender(COPY.format(table=table.name), name, detail), prepare, run, check)
 
+    def ours(**keys: Any) -> Callable[[], Sample]:
+        return lambda: _ours(_copied(stage, table, **keys), rows)
+
+    def loop(tasks: int) -> Callable[[], Sample]:
+        way = table.by_name if tasks == 1 else table.by_place
+        return lambda: fetch_loop_copy(stage, "source", "target", table, rows, loop=way, tasks=tasks)
+
+    looped = "asyncpg, chunks of 20,000: fetch, a loop over rows by name, copy_records_to_table; one after the other"
+    fast = "a loop that unpacks rows by place; 2 tasks, so that one works while the other waits"
     return [
-        way(PASSED, "backfill run, all seven columns as they are", "plain", plain, lambda: _ours(_copied(stage), rows)),
+        way(PASSED, "backfill run, all seven columns as they are", "plain", plain, ours()),
         way(
-            TRANSFORMED,
-            "backfill run, one numeric column by a Python function",
-            "counted",
-            counted,
-            lambda: _ours(_copied(stage, **by_python), rows),
+            TRANSFORMED, "backfill run, a Python function for one numeric column", "counted", counted, ours(**by_python)
         ),
-        way(
-            BY_SQL, f"backfill run, columns: {CENTS}", "counted", counted, lambda: _ours(_copied(stage, **by_sql), rows)
-        ),
-        way(
-            LOOPED,
-            "asyncpg, chunks of 20,000: fetch, a loop over rows by name, copy_records_to_table; one after the other",
-            "counted",
-            counted,
-            lambda: fetch_loop_copy(stage, "source", "target", rows, loop=by_name, tasks=1),
-        ),
-        way(
-            LOOPED_FAST,
-            "a loop that unpacks rows by place; 2 tasks, so that one works while the other waits",
-            "counted",
-            counted,
-            lambda: fetch_loop_copy(stage, "source", "target", rows, loop=by_place, tasks=2),
-        ),
+        way(BY_SQL, f"backfill run, columns: {EXPRESSION}", "counted", counted, ours(**by_sql)),
+        way(LOOPED, looped, "counted", counted, loop(1)),
+        way(LOOPED_FAST, fast, "counted", counted, loop(2)),
     ]
 
 
 def _in_place_ways(stage: Stage, report: Report, rows: int) -> list[Way]:
-    expected = stage.digest("unfilled", "sales", f"{', '.join(COLUMNS)}, {CENTS} AS amount_cents")
+    expected = stage.digest("unfilled", "orders", f"{', '.join(ORDERS.columns)}, {EXPRESSION} AS {CENTS}")
 
     def way(name: str, detail: str, **keys: Any) -> Way:
         def prepare() -> None:
             stage.create("work", "unfilled")
-            stage.settle("work", "sales")
+            stage.settle("work", "orders")
 
         def check() -> None:
-            check_equal(name, expected, stage.digest("work", "sales"))
+            check_equal(name, expected, stage.digest("work", "orders"))
 
-        spec = {"name": "bench-transform", "source": {"dsn": stage.dsn("work"), "table": "sales"}, **keys}
+        spec = {"name": "bench-transform", "source": {"dsn": stage.dsn("work"), "table": "orders"}, **keys}
         return Way(report.contender(PLACE, name, detail), prepare, lambda: _ours(spec, rows), check)
 
     return [
         way(TRANSFORMED, "backfill run, transform; each row checked again", transform="bench.functions:cents"),
-        way(BY_SQL, f"backfill run, set: {CENTS}", set={"amount_cents": CENTS}),
+        way(BY_SQL, f"backfill run, set: {EXPRESSION}", set={CENTS: EXPRESSION}),
     ]
 
 
 def _lookup_ways(stage: Stage, report: Report, rows: int) -> list[Way]:
     few = f"id <= {rows}"
-    expected = stage.digest("source", f"(SELECT * FROM sales WHERE {few}) AS few", _in_cents())
+    expected = stage.digest("source", f"(SELECT * FROM orders WHERE {few}) AS few", ORDERS.in_cents)
 
     def way(name: str, function: str) -> Way:
         def prepare() -> None:
             stage.create("target", "counted")
-            stage.settle("source", "sales")
+            stage.settle("source", "orders")
 
         def check() -> None:
-            check_equal(name, expected, stage.digest("target", "sales"))
+            check_equal(name, expected, stage.digest("target", "orders"))
 
-        spec = _copied(stage, transform=f"bench.functions:{function}", where=few, workers=1)
+        spec = _copied(stage, ORDERS, transform=f"bench.functions:{function}", where=few, workers=1)
         detail = f"backfill run, one worker, {rows:,} rows"
         return Way(report.contender(LOOKUP, name, detail), prepare, lambda: _ours(spec, rows), check)
 
@@ -244,21 +223,23 @@ def _memory(stage: Stage, report: Report, rows: int) -> None:
     text = f"repeat(md5(g::text), {WIDE_TEXT_CHARACTERS // 32})"
     stage.sql(
         "source_wide",
-        f"CREATE TABLE sales ({TYPES.format(amount='amount numeric(12,2)')});"
+        f"{SALES.create('amount numeric(12,2)')}"
         f"INSERT INTO sales SELECT g, g / 100.0, {text}, now(), true, md5(g::text)::uuid, '{{}}'"
         f" FROM generate_series(1, {rows}) g; VACUUM (ANALYZE) sales",
     )
     chunk = {"min_rows": 8_000, "max_rows": 8_000, "target": "10s", "max_bytes": "16MiB"}
-    capitals = ", ".join("upper(note) AS note" if name == "note" else name for name in COLUMNS)
+    capitals = ", ".join("upper(note) AS note" if name == "note" else name for name in SALES.columns)
     for name, template, columns, keys in (
         (PASSED, "plain", "*", {}),
-        (TRANSFORMED, "counted", _in_cents(), {"transform": "bench.functions:cents"}),
+        (TRANSFORMED, "counted", SALES.in_cents, {"transform": "bench.functions:cents"}),
         ("the long text transformed", "plain", capitals, {"transform": "bench.functions:capitals"}),
     ):
         stage.create("target", template)
         stage.settle()
         say(f"memory: {name}")
-        spec = _copied(stage, chunk=chunk, **keys) | {"source": {"dsn": stage.dsn("source_wide"), "table": "sales"}}
+        spec = _copied(stage, SALES, chunk=chunk, **keys) | {
+            "source": {"dsn": stage.dsn("source_wide"), "table": "sales"}
+        }
         sample = run_command(spec).sample
         check_equal(name, stage.digest("source_wide", "sales", columns), stage.digest("target", "sales"))
         peak_mb = (sample.client_peak_bytes or 0) / 2**20
@@ -274,28 +255,31 @@ def _memory(stage: Stage, report: Report, rows: int) -> None:
 
 def _anatomy(stage: Stage, report: Report, rows: int, repeat: int) -> None:
     few = min(rows, anatomy.MOST_ROWS)
-    for part in anatomy.parts(stage, few, repeat):
+    for part in anatomy.parts(stage, ORDERS, few, repeat):
         report.figures.append(Figure(f"alone: {part.name}", part.ns_per_row, "ns/row", note=part.detail))
     stage.create("target", "counted")
-    stage.settle("source", "sales")
-    spec = _copied(stage, transform="bench.functions:cents", name="bench-transform-sampled")
+    stage.settle("source", "orders")
+    spec = _copied(stage, ORDERS, transform="bench.functions:cents", name="bench-transform-sampled")
     for name, share in anatomy.shares(spec):
         report.figures.append(Figure(f"sampled: {name}", share * 100, "% of the time"))
 
 
 def _compare(report: Report) -> None:
     """The ratios that are promised, and the ones that say what a transform costs."""
-    report.compare(COPY, TRANSFORMED, PASSED, LEAST_OF_PASSING)
-    _compare_own(report, COPY, TRANSFORMED, PASSED, LEAST_OF_PASSING)
-    report.compare(COPY, TRANSFORMED, LOOPED, LEAST_OF_LOOPING)
-    report.compare(COPY, TRANSFORMED, LOOPED_FAST, LEAST_OF_LOOPING)
-    for name in (PASSED, TRANSFORMED, LOOPED, LOOPED_FAST):
-        if (contender := report.find(COPY, name)) is not None:
-            cpu_us = statistics.median((s.client_cpu_s or 0.0) / s.rows * 1e6 for s in contender.samples)
-            note = "" if name in (LOOPED, LOOPED_FAST) else "start-up and preflight included"
-            report.figures.append(Figure(f"{COPY}: {name}, client CPU", cpu_us, "µs/row", note=note))
-    report.compare(COPY, TRANSFORMED, BY_SQL, None)
-    _compare_own(report, COPY, TRANSFORMED, BY_SQL, None)
+    for table in TABLES:
+        work = COPY.format(table=table.name)
+        report.compare(work, TRANSFORMED, PASSED, LEAST_OF_PASSING)
+        _compare_own(report, work, TRANSFORMED, PASSED, LEAST_OF_PASSING)
+        report.compare(work, TRANSFORMED, LOOPED, LEAST_OF_LOOPING)
+        report.compare(work, TRANSFORMED, LOOPED_FAST, LEAST_OF_LOOPING)
+        report.compare(work, PASSED, LOOPED, None)
+        report.compare(work, TRANSFORMED, BY_SQL, None)
+        _compare_own(report, work, TRANSFORMED, BY_SQL, None)
+        for name in (PASSED, TRANSFORMED, LOOPED, LOOPED_FAST):
+            if (contender := report.find(work, name)) is not None:
+                cpu_us = statistics.median((s.client_cpu_s or 0.0) / s.rows * 1e6 for s in contender.samples)
+                note = "" if name in (LOOPED, LOOPED_FAST) else "start-up and preflight included"
+                report.figures.append(Figure(f"{work}: {name}, client CPU", cpu_us, "µs/row", note=note))
     report.compare(PLACE, TRANSFORMED, BY_SQL, None)
     _compare_own(report, PLACE, TRANSFORMED, BY_SQL, None)
     report.compare(LOOKUP, SIXTEEN, ONE, None)

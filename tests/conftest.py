@@ -28,12 +28,10 @@ settings.register_profile("thorough", max_examples=5000, deadline=None, suppress
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 
-ALONE = frozenset({"test_vacuum.py", "test_watch_latency.py"})
+ALONE = frozenset({"test_stress.py", "test_vacuum.py", "test_watch_latency.py"})
 """Files whose tests measure: nothing may run beside them."""
 
-WAITING = frozenset(
-    {"test_pacing.py", "test_pacing_faults.py", "test_pacing_fleet.py", "test_pacing_real.py", "test_stress.py"}
-)
+WAITING = frozenset({"test_pacing.py", "test_pacing_faults.py", "test_pacing_fleet.py", "test_pacing_real.py"})
 """Files whose tests look at the clock and wait for most of the time: they may run beside each other."""
 
 LONGEST = (
@@ -48,6 +46,7 @@ LONGEST = (
     "integration/test_quarantine.py",
     "integration/test_verify_compare.py",
     "integration/test_dual_write.py",
+    "cli/test_canaries.py",
     "cli/test_grants.py",
     "faults/test_quarantine_faults.py",
     "faults/test_dual_write_races.py",

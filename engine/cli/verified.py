@@ -58,7 +58,8 @@ async def verify_by_daemon(
         raise Busy(
             f"{place.job} is {state.value}, and not verified", hint=f"backfill verify {place.job} goes on with it"
         )
-    return tell_found(terminal, lines, place.job, found, by_daemon=True)
+    can_repair = place.spec is None or place.spec.transform is None
+    return tell_found(terminal, lines, place.job, found, by_daemon=True, can_repair=can_repair)
 
 
 def _found(shown: dict[str, Any] | None) -> Verification | None:

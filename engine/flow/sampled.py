@@ -1,8 +1,8 @@
 """A job's transform tried on a few rows of its source, before anything is written.
 
-The rows come from all over the table, a few from each span, as a chunk of the job would read them; what the function
-gives back is encoded for the written columns' types, and forgotten.  A wrong name, type or shape shows here, with the
-function's own line, and not in the middle of a job.
+The rows come from all over the table, as chunks of the job would read them; what the function gives back is encoded for
+the written columns' types, and forgotten.  A wrong name, type or shape shows here, with the function's own line, and
+not in the middle of a job.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.db import Connection
@@ -21,7 +22,7 @@ from engine.model import Key, TableName
 from engine.plan.preflight import SampleFacts
 from engine.plan.spans import SpanPlan
 from engine.sql import ident, qualified
-from engine.sql.predicates import columns, value, within
+from engine.sql.predicates import columns, compare, value
 
 if TYPE_CHECKING:  # numpy is loaded by jobs that need it
     import numpy as np
@@ -33,7 +34,7 @@ if TYPE_CHECKING:  # numpy is loaded by jobs that need it
 
 SAMPLE_ROWS: Final = 100
 PLACES: Final = 10
-"""Spans that rows are taken from: one end of a table is seldom like the other."""
+"""That rows are taken from: one end of a table is seldom like the other."""
 
 PATIENCE_S: Final = 10.0
 """What reading them may take; a condition that next to no row fulfils is no reason to scan the table."""
@@ -124,13 +125,20 @@ _RAISED: Final = "BF011"
 
 
 def _query(transform: PreparedTransform, table: TableName, key: Key, plan: SpanPlan, conditions: Sequence[str]) -> str:
-    spans = plan.spans[:: max(1, -(-len(plan.spans) // PLACES))]
-    each = -(-SAMPLE_ROWS // max(1, len(spans)))
+    """Empty where there are no rows.  Guesses of the planner will do as bounds: nothing depends on where they lie."""
+    if not plan.spans:
+        return ""
+    places = max(1, min(PLACES, round(plan.rows / SAMPLE_ROWS)))
+    bounds = [*plan.space.boundaries(places), plan.spans[-1].hi]
+    each = -(-SAMPLE_ROWS // len(bounds))
     read = ", ".join(ident(read.name) for read in transform.reads) or "NULL::integer"
     parts = []
-    for span in spans:
-        bounds = within(key.columns, None if span.lo is None else value(span.lo), value(span.hi))
-        where = " AND ".join([bounds, *(f"({condition})" for condition in conditions)])
+    for lo, hi in pairwise((None, *bounds)):
+        assert hi is not None
+        # A guess may say no more than the leading columns.
+        between = [compare(key.columns[: len(hi)], "<=", value(hi))]
+        between += [] if lo is None else [compare(key.columns[: len(lo)], ">", value(lo))]
+        where = " AND ".join([*between, *(f"({condition})" for condition in conditions)])
         parts.append(
             f"(SELECT {read} FROM {qualified(table)} WHERE {where} ORDER BY {columns(key.columns)} LIMIT {each})"
         )

@@ -257,8 +257,10 @@ class Runner:
             return
         last = rejected[-1]
         if not most:
+            definition = self._passage.call().definition  # a value of the wrong type is a line of the author's
+            at = f"; it stands at {definition.shown}" if last.sqlstate == BAD_VALUE and definition is not None else ""
             raise TransformFailed(
-                f"{self._name} cannot pass a row: {last.reason}",
+                f"{self._name} cannot pass a row: {last.reason}{at}",
                 hint="errors.max_quarantined sets such rows aside",
                 sqlstate=last.sqlstate,
             )

@@ -40,7 +40,7 @@ def test_run_sets_them_aside_and_says_so(backfill: Cli, shop: FreshDatabase, spo
     assert (done.json["state"], done.json["quarantined"], done.json["rows"]) == ("done", 2, 19998)
     events = done.events("row.quarantined")
     assert sorted(event["sqlstate"] for event in events) == ["22P02", "23514"]
-    assert set(events[0]) == {"event", "job", "worker", "span", "epoch", "sqlstate"}
+    assert set(events[0]) == {"event", "job", "worker", "span", "epoch", "sqlstate", "rows", "in_chunk"}
     assert "set a row of span" in done.err
     assert "2 rows set aside" in done.err
     assert CANARY not in done.out + done.err

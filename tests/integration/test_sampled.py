@@ -42,6 +42,26 @@ async def test_rows_come_from_all_over_the_table(numbers: FreshDatabase) -> None
     assert found(seen, "TRANSFORM_REJECTS") is not None
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name text", "md5(g::text)"),
+        ("name uuid", "md5(g::text)::uuid"),
+        ("name inet", "'10.0.0.0'::inet + g"),
+        ("name timestamptz", "'2026-01-01'::timestamptz + g * interval '1 s'"),
+    ],
+)
+@pytest.mark.parametrize("order", ["name, id", "id, name", "name"])
+async def test_keys_of_any_kind_lead_to_rows(database: FreshDatabase, key: str, value: str, order: str) -> None:
+    database.sql(
+        f"CREATE TABLE src (id bigint, {key}, n int, PRIMARY KEY ({order}));"
+        f"INSERT INTO src SELECT g % 7, {value} FROM generate_series(1, 3000) g; ANALYZE src"
+    )
+    seen = await tried(database, "with_state")
+    assert seen.sample is not None
+    assert seen.sample.facts.rows >= 10
+
+
 async def test_only_rows_of_the_job_are_tried(numbers: FreshDatabase) -> None:
     assert found(await tried(numbers, "raises_on_odd"), "TRANSFORM_REJECTS") is not None
     for settings in ({"where": "id % 2 = 0"}, {"done": "id % 2 = 1"}):
@@ -52,7 +72,7 @@ async def test_only_rows_of_the_job_are_tried(numbers: FreshDatabase) -> None:
     failed = found(everything, "TRANSFORM_FAILS")
     assert failed is not None
     assert "ValueError" in failed.message
-    assert "odd" not in failed.message.replace("raises_on_odd", ""), "an exception's words may be a row's values"
+    assert "in raises_on_odd" in failed.message
 
 
 async def test_nothing_is_tried_where_there_is_nothing_to_do(numbers: FreshDatabase) -> None:

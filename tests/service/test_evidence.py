@@ -28,7 +28,7 @@ async def done(daemon: RunningDaemon, job: dict[str, Any]) -> None:
 
 async def verified(daemon: RunningDaemon, job: str, **asked: Any) -> dict[str, Any]:
     """Verify it, and wait for the outcome."""
-    began = await of(await daemon.client.post(f"/v1/jobs/{job}/verify", json=asked))
+    began = await of(await daemon.client.post(f"/v1/jobs/{job}/verify", json={"settle": "50ms"} | asked))
     assert began["state"] in ("verifying", "done")
     return await until_job(
         daemon.client, job, lambda shown: shown["state"] == "done" and shown["verification"]["outcome"] is not None

@@ -229,7 +229,7 @@ def asks_for_values(batch: Batch) -> dict[str, Any]:
 
 
 def set_up_with_values() -> None:
-    raise RuntimeError("canary0value in the set-up")
+    raise RuntimeError(f"canary{0}value")  # as a value: it does not stand in this line
 
 
 @transform(reads=["email"], writes=["n"], setup=set_up_with_values)

@@ -39,12 +39,12 @@ TRANSFORM_SITUATIONS = {
         words=("reads place", "point"),
         mended=computed("good"),
     ),
-    "a composite beside a transform between two databases": Situation(
+    "an array of an enum beside a transform between two databases": Situation(
         code=Code.TRANSFORM_TYPE_UNSUPPORTED,
-        sql="CREATE TYPE pair AS (a int, b int); ALTER TABLE orders ADD dims pair",
-        there="CREATE TYPE pair AS (a int, b int); ALTER TABLE orders_v2 ADD dims pair",
+        sql="CREATE TYPE mood AS ENUM ('good', 'bad'); ALTER TABLE orders ADD moods mood[]",
+        there="CREATE TYPE mood AS ENUM ('good', 'bad'); ALTER TABLE orders_v2 ADD moods mood[]",
         job=moved("good", is_copy=True),
-        words=("dims is", "binary form that another database could read"),
+        words=("moods is", "binary form that another database could read"),
         mended=moved("good", is_copy=True, columns={"id": "id", "amount": "amount"}),
     ),
     "a transform that writes the key": Situation(

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from engine.transform.running import Applied, Runner
 
 BATCH_BYTES: Final = 1 << 20
-"""A batch ends here, however few rows it has; narrow rows end at ``batch_rows`` before.  A worker holds ``concurrency + 2`` of them at most: those that the
-function has, one that waits so that it never has to, and one that COPY IN takes.
+"""A batch ends here, however few rows it has; narrow rows end at ``batch_rows`` before.  A worker holds
+``concurrency + 2`` of them at most, each in several forms: those that the function has, one that waits so that it never
+has to, and one that COPY IN takes.
 """
 
 
