@@ -38,7 +38,7 @@ SHORTEST_S: Final = 0.5
 
 DRAIN_S: Final = 30.0
 BEGIN_S: Final = 30.0
-"""How much longer than its time a run may need to begin: on a machine that is loaded with other work, in a short run."""
+"""How much longer than its time a short run may need to begin, on a machine that is loaded with other work."""
 MILLISECONDS: Final = 1e3
 
 

@@ -10,8 +10,8 @@ the elements of a field that holds arrays.  Each ``decode_…`` takes them and g
 
 Nothing outside a value's own bytes is read, whatever they hold.  What makes no Python object loops without the GIL.
 
-The forms are those of the server's ``…send`` functions (``src/backend/utils/adt``: int.c, float.c, date.c, timestamp.c,
-uuid.c, varlena.c, jsonb.c, numeric.c, arrayfuncs.c), all numbers big-endian.
+The forms are those of the server's ``…send`` functions (``src/backend/utils/adt``: int.c, float.c, date.c,
+timestamp.c, uuid.c, varlena.c, jsonb.c, numeric.c, arrayfuncs.c), all numbers big-endian.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize

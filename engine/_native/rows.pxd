@@ -1,8 +1,8 @@
 """Rows in memory: declarations shared with the kernels that decode and encode columns.
 
 ``Rows`` holds rows as they came over the wire.  ``starts`` is a matrix of shape ``(count, fields + 1)``: where each
-field's length word lies in ``data``, and last where the row ends.  So fields ``a`` to ``b`` of a row, their length words
-included, are the bytes from ``starts[a]`` to ``starts[b + 1]``, and the value of field ``a`` starts ``LENGTH_BYTES``
+field's length word lies in ``data``, and last where the row ends.  So fields ``a`` to ``b`` of a row, with their length
+words, are the bytes from ``starts[a]`` to ``starts[b + 1]``, and the value of field ``a`` starts ``LENGTH_BYTES``
 after ``starts[a]``.  Every row is whole and its lengths are checked: a kernel need check only what a value holds.
 
 ``Encoded`` holds one column's values in the same form, one after the other: each its length word (``NULL_LENGTH`` for
