@@ -141,6 +141,7 @@ class Column:
     enum_labels: tuple[str, ...]  # in enum order; empty for other types
     binary_io: bool  # the type has both send and receive functions
     binary_portable: bool  # its binary form carries no OIDs of this database
+    declared_base: str = ""  # format_type(oid, typmod) of what a domain is over, below all its domains; "" for others
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +386,7 @@ class Observation:
     server_s: float  # time the chunk's statements ran, without waiting for admission
     commit_s: float = 0.0  # of the round trip that only committed; 0 where one statement moves and commits
     differing: int = 0  # rows that a verification has found to differ for good
-    transform_s: float = 0.0  # that a transform ran, decoding and encoding included; a part of ``server_s``
+    transform_s: float = 0.0  # a part of ``server_s``: with batches in a transform, de- and encoding included
     changed: int = 0  # in place: rows that somebody had changed between our reading and our writing them
+    refused: int = 0  # in place: rows whose update a trigger of the table has taken back
     set_aside: tuple[tuple[str, int], ...] = ()  # rows of it that a transform could not do: SQLSTATE, how many

@@ -112,6 +112,7 @@ def encode_words(const word[::1] values not None, const uint8_t[::1] null not No
     """Fixed-width values by their bits: uint8 for bool, uint16, uint32 and uint64 for integers, floats, dates and
     timestamps as PostgreSQL counts them.  Shapes (n,)."""
     cdef Py_ssize_t i, count = values.shape[0], at = 0, width = sizeof(word)
+    cdef int32_t length
     cdef Encoded encoded
     cdef uint8_t *data
     cdef int64_t *starts
@@ -121,8 +122,10 @@ def encode_words(const word[::1] values not None, const uint8_t[::1] null not No
     starts = encoded.starts
     with nogil:
         for i in range(count):
+            # Read once: another thread may write to the mask yet, and both lengths must be the same one.
+            length = NULL_LENGTH if null[i] else <int32_t> width
             # The bits are written for a null too, and then written over: nulls come as they like, a branch is dearer.
-            store_int32(data + at, NULL_LENGTH if null[i] else <int32_t> width)
+            store_int32(data + at, length)
             if word is uint8_t:
                 store_8(data + at + LENGTH_BYTES, values[i])
             elif word is uint16_t:
@@ -131,7 +134,7 @@ def encode_words(const word[::1] values not None, const uint8_t[::1] null not No
                 store_32(data + at + LENGTH_BYTES, values[i])
             else:
                 store_64(data + at + LENGTH_BYTES, values[i])
-            at += LENGTH_BYTES + (0 if null[i] else width)
+            at += LENGTH_BYTES + (length if length > 0 else 0)
             starts[i + 1] = at
     return encoded
 
@@ -173,6 +176,7 @@ def encode_scaled(
     cdef int wire_scale = shown if shown > 0 else 0
     cdef int whole_digits                # that |value| may have
     cdef uint64_t finer = 1, below = UINT64_MAX
+    cdef int64_t value
     cdef bint only_zero = False
     cdef list bad = []
     cdef Encoded encoded
@@ -197,14 +201,15 @@ def encode_scaled(
     starts = encoded.starts
     with nogil:
         for i in range(count):
+            value = values[i]  # read once: what was looked at is what is written
             if null[i]:
                 length = NULL_LENGTH
-            elif magnitude(values[i]) >= below:
+            elif magnitude(value) >= below:
                 length = IS_OUT_OF_RANGE
-            elif (only_zero and values[i] != 0) or (finer > 1 and magnitude(values[i]) % finer != 0):
+            elif (only_zero and value != 0) or (finer > 1 and magnitude(value) % finer != 0):
                 length = IS_FINER
             else:
-                length = put_scaled(data + at + LENGTH_BYTES, values[i], scale, wire_scale)
+                length = put_scaled(data + at + LENGTH_BYTES, value, scale, wire_scale)
             if length < NULL_LENGTH:
                 with gil:
                     bad.append((i, OBJECTIONS[length]))
@@ -462,9 +467,11 @@ def encode_lists(
     const int32_t[::1] lower not None, uint32_t element_oid
 ):
     """One-dimensional arrays: list i has the elements ``offsets[i]`` to ``offsets[i + 1]`` and the lower bound
-    ``lower[i]`` (of no matter when it is empty).  Bad: a list whose upper bound PostgreSQL could not count."""
+    ``lower[i]`` (of no matter when it is empty).  Bad: a list whose upper bound PostgreSQL could not count.  Offsets
+    are read again after they are checked: nobody else may write to them meanwhile."""
     cdef Py_ssize_t i, j, count = null.shape[0], at = 0, length
     cdef int64_t first, last, nbytes
+    cdef int32_t lowest
     cdef bint has_null, fits
     cdef uint8_t reason
     cdef list bad = []
@@ -489,6 +496,7 @@ def encode_lists(
         for i in range(count):
             first = offsets[i]
             last = offsets[i + 1]
+            lowest = lower[i]
             nbytes = from_starts[last] - from_starts[first]
             reason = 0
             if null[i]:
@@ -498,7 +506,7 @@ def encode_lists(
                 store_int32(data + at + LENGTH_BYTES, 0)
                 store_int32(data + at + LENGTH_BYTES + 4, 0)
                 store_32(data + at + LENGTH_BYTES + 8, element_oid)
-            elif lower[i] + (last - first) > INT32_MAX:
+            elif lowest + (last - first) > INT32_MAX:
                 length = NULL_LENGTH
                 reason = 1
             elif nbytes + ARRAY_HEAD_BYTES > LONGEST:
@@ -513,7 +521,7 @@ def encode_lists(
                 store_int32(data + at + LENGTH_BYTES + 4, has_null)
                 store_32(data + at + LENGTH_BYTES + 8, element_oid)
                 store_int32(data + at + LENGTH_BYTES + 12, <int32_t> (last - first))
-                store_int32(data + at + LENGTH_BYTES + 16, lower[i])
+                store_int32(data + at + LENGTH_BYTES + 16, lowest)
                 memcpy(data + at + LENGTH_BYTES + ARRAY_HEAD_BYTES, from_data + from_starts[first], nbytes)
             if reason:
                 with gil:

@@ -1,7 +1,7 @@
 """Reading PostgreSQL's numeric: its binary form to scaled integers and to decimal text.
 
-numeric_send (``src/backend/utils/adt/numeric.c``), all int16, big-endian: how many base-10000 digits; the weight of the
-first of them, a power of 10000; the sign; the display scale; then the digits.
+numeric_send (``src/backend/utils/adt/numeric.c``), all 16 bits, big-endian: how many base-10000 digits; the weight of
+the first of them, a power of 10000 (signed); the sign; the display scale; then the digits.
 
 Nothing here allocates, raises or needs the GIL.  In C, because overflow is looked for where debug builds of Cython code
 would raise it.
@@ -35,11 +35,11 @@ cdef extern from *:
     /* True if the bytes have the form of a numeric; its digits may still be any. */
     static inline int numeric_parts(const uint8_t *p, int32_t length, numeric *number) {
         if (length < 8) return 0;
-        int count = (int16_t)numeric_load16(p);
+        int count = numeric_load16(p);  /* uint16, as numeric_recv reads it */
         number->weight = (int16_t)numeric_load16(p + 2);
         number->sign = numeric_load16(p + 4);
         number->display_scale = numeric_load16(p + 6);
-        if (count < 0 || length != 8 + 2 * count || number->display_scale > NUMERIC_MAX_DISPLAY_SCALE) return 0;
+        if (length != 8 + 2 * count || number->display_scale > NUMERIC_MAX_DISPLAY_SCALE) return 0;
         p += 8;
         while (count && !(p[0] | p[1])) { p += 2; count--; number->weight--; }
         while (count && !(p[2 * count - 2] | p[2 * count - 1])) count--;

@@ -6,7 +6,7 @@ that nobody decodes are copied as bytes, whatever their type.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
@@ -119,6 +119,12 @@ cdef void copy_rows(
 cdef class Encoded:
     """The values of one column in wire form: ``count`` of them.  Kernels make them, and ``Encoded.of``."""
 
+    def __cinit__(self):
+        # Even one that ``__new__`` made, past ``__init__``, holds no values and not an address out of nowhere.
+        self.starts = <int64_t *> PyMem_RawCalloc(1, sizeof(int64_t))
+        if self.starts == NULL:
+            raise MemoryError
+
     def __init__(self):
         raise TypeError("values come from an encoder, or from Encoded.of")
 
@@ -184,9 +190,12 @@ cdef class Encoded:
 cdef Encoded new_encoded(Py_ssize_t count, Py_ssize_t nbytes):
     cdef Encoded encoded = Encoded.__new__(Encoded)
     cdef Py_ssize_t i
+    cdef int64_t *starts = <int64_t *> PyMem_RawRealloc(encoded.starts, (count + 1) * sizeof(int64_t))
+    if starts == NULL:
+        raise MemoryError
+    encoded.starts = starts
     encoded.data = <uint8_t *> PyMem_RawMalloc(nbytes)
-    encoded.starts = <int64_t *> PyMem_RawMalloc((count + 1) * sizeof(int64_t))
-    if encoded.data == NULL or encoded.starts == NULL:
+    if encoded.data == NULL:
         raise MemoryError
     encoded.capacity = nbytes
     encoded.count = count

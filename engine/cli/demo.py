@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import shlex
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
@@ -80,7 +79,7 @@ class Demo:
         self._major = major
         self._keep = keep
         self._clock = clock or SystemClock()
-        self._lines = JsonLines(sys.stdout) if terminal.as_json else None
+        self._lines = JsonLines(terminal.stdout) if terminal.as_json else None
         self._signals = TwoSignals(self._interrupt, self._interrupt_again)
         self._task: asyncio.Task[Any] | None = None
         self._steps = 0

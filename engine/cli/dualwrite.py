@@ -30,7 +30,7 @@ from engine.flow import dual_write_change as change
 from engine.flow.dual_write import look
 from engine.flow.endpoints import endpoints_of
 from engine.flow.prepare import Prepared, inspect
-from engine.flow.transforming import only_declared
+from engine.flow.transforming import as_begun, only_declared
 from engine.ledger.store import Ledger
 from engine.model import Side
 from engine.spec import JobSpec, units
@@ -133,7 +133,7 @@ async def _databases(place: Place, dsn: str | None) -> tuple[JobSpec, tuple[Data
 async def _prepared(place: Place, dsn: str | None) -> Prepared:
     """The job as it would be run now; raises ``PreflightRefused`` for what triggers cannot mend."""
     spec, databases = await _databases(place, dsn)
-    return change.prepared_for_change(await inspect(spec, databases))
+    return change.prepared_for_change(await inspect(await as_begun(spec, databases[1]), databases, runs=False))
 
 
 @asynccontextmanager

@@ -120,7 +120,8 @@ def _transform_lines(transform: Mapping[str, Any], tried: Mapping[str, Any] | No
     lines = [("transform", f"{transform['reference']}: {reads} -> {writes}")]
     if tried is not None:
         words = [f"{tried[what]} {what}" for what in ("rejected", "dropped") if tried[what]]
-        lines.append(("tried on", ", ".join([numbers.counted(tried["rows"], "row"), *words])))
+        rows = numbers.counted(tried["rows"], "row") if tried["rows"] else "nothing: not in the time there was for it"
+        lines.append(("tried on", ", ".join([rows, *words])))
     return lines
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import closing
 
 import click
@@ -52,7 +51,7 @@ def run(
             raise UsageError("--metrics-listen beside --daemon", hint="the daemon serves metrics itself: GET /metrics")
         terminal.bind(job=spec.name)
         return run_async(run_by_daemon(terminal, spec, remote, attach=attach, wait=not no_wait))
-    lines = JsonLines(sys.stdout) if terminal.as_json else None
+    lines = JsonLines(terminal.stdout) if terminal.as_json else None
     terminal.bind(job=spec.name)
     with closing(Observer(terminal, metrics)) as observer:
         return run_async(_run(terminal, spec, lines, observer, attach=attach, wait=not no_wait))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from typing import TYPE_CHECKING, Final
 
 from engine.cli.codes import CODES, code_when_done
@@ -36,7 +35,7 @@ async def run_by_daemon(terminal: Terminal, spec: JobSpec, remote: Remote, *, at
 
     ``wait`` False: tell how it is then, and leave.  A signal ends only the watching.
     """
-    lines = JsonLines(sys.stdout) if terminal.as_json else None
+    lines = JsonLines(terminal.stdout) if terminal.as_json else None
     watched = WatchedJob()
     display = Display(terminal, lambda: watched)
     news = _News(display if lines is None else tee(display, lines), attached=attach)

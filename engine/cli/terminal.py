@@ -8,12 +8,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
 import click
 from rich.console import Console
@@ -46,6 +46,8 @@ class LogFormat(StrEnum):
 class Terminal:
     """The two streams of a command, and how much it may say.
 
+    ``stdout`` is for results.  While a command runs, what others print (a function of somebody's, of the rows that it
+    is given) goes to stderr: see ``output_options``.
     ``log_format`` is of long-running commands, whose stderr may be a log of JSON lines; all others speak to people.
     """
 
@@ -53,6 +55,7 @@ class Terminal:
     quiet: bool = False
     verbosity: int = 0
     log_format: LogFormat = LogFormat.HUMAN
+    stdout: TextIO = field(default_factory=lambda: sys.stdout)
 
     @cached_property
     def log(self) -> Log | None:
@@ -71,7 +74,7 @@ class Terminal:
     @cached_property
     def out(self) -> Console:
         """Results for people: colours as on stderr."""
-        return Console(highlight=False, soft_wrap=True, markup=False)
+        return Console(file=self.stdout, highlight=False, soft_wrap=True, markup=False)
 
     @property
     def shows_progress(self) -> bool:
@@ -80,7 +83,7 @@ class Terminal:
 
     def data(self, text: str) -> None:
         """A result, to stdout."""
-        click.echo(text)
+        click.echo(text, file=self.stdout)
 
     def heading(self, text: str) -> None:
         """The first line of a result for people."""
@@ -94,7 +97,7 @@ class Terminal:
 
     def json(self, item: Any) -> None:
         """A result as JSON, in one line, to stdout."""
-        click.echo(json.dumps(item))
+        click.echo(json.dumps(item), file=self.stdout)
 
     def say(self, text: str, style: str = "") -> None:
         """A message, unless quiet."""
@@ -247,7 +250,10 @@ class StrayWords(logging.Handler):
 
 
 def output_options(command: Command) -> Command:
-    """Adds ``--json``, ``--quiet`` and ``-v``, and passes a ``Terminal`` as the command's first argument."""
+    """Adds ``--json``, ``--quiet`` and ``-v``, and passes a ``Terminal`` as the command's first argument.
+
+    Only that writes to stdout then: a transform's ``print`` would be in the midst of the JSON, with values of rows.
+    """
 
     @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
     @click.option("-q", "--quiet", is_flag=True, help="Print nothing but results and errors.")
@@ -256,7 +262,8 @@ def output_options(command: Command) -> Command:
     def wrapped(*args: Any, as_json: bool, quiet: bool, verbosity: int, **options: Any) -> Any:
         terminal = click.get_current_context().ensure_object(Terminal)
         terminal.as_json, terminal.quiet, terminal.verbosity = as_json, quiet, verbosity
-        return command(terminal, *args, **options)
+        with redirect_stdout(sys.stderr):
+            return command(terminal, *args, **options)
 
     return wrapped  # type: ignore[return-value]  # click keeps the options on the function
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from engine.spec.transforms import ALLOWED_PATTERN
+from engine.transform.reference import is_allowable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-_ALLOWED: Final = re.compile(ALLOWED_PATTERN.rstrip("$") + r"\Z")
 
 
 def _checked(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
-        if not _ALLOWED.match(value):
+        if not is_allowable(value):
             raise click.BadParameter("write module.path:function, or module.path:* for all of a module")
     return values
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -16,9 +16,10 @@ from engine.cli.watched_job import WatchedJob, followed
 from engine.errors import Busy, HeldByOperator, VerificationMismatch
 from engine.fleet.signals import TwoSignals, exit_code
 from engine.fleet.verification import finished_verification
-from engine.flow.gate import NO_REPAIR
+from engine.flow.gate import without_repair
 from engine.flow.shared import SETTLE_S
 from engine.ledger.records import Verification
+from engine.model import Mode
 from engine.telemetry import JsonLines, numbers
 
 
@@ -26,7 +27,7 @@ async def verify_by_daemon(
     terminal: Terminal, place: Place, *, repair: bool, delete_extra: bool, settle: str | None
 ) -> int:
     """Have the daemon verify, and follow it to the end; gives the exit code.  A signal ends only the watching."""
-    lines = JsonLines(sys.stdout) if terminal.as_json else None
+    lines = JsonLines(terminal.stdout) if terminal.as_json else None
     watched = WatchedJob()
     display = Display(terminal, lambda: watched)
     task = asyncio.current_task()
@@ -58,8 +59,14 @@ async def verify_by_daemon(
         raise Busy(
             f"{place.job} is {state.value}, and not verified", hint=f"backfill verify {place.job} goes on with it"
         )
-    can_repair = place.spec is None or place.spec.transform is None
-    return tell_found(terminal, lines, place.job, found, by_daemon=True, can_repair=can_repair)
+    status = watched.status
+    how = How(
+        by_daemon=True,
+        transformed=place.spec is not None and place.spec.transform is not None,
+        in_place=status.mode is Mode.UPDATE,
+        quarantined=status.quarantined,
+    )
+    return tell_found(terminal, lines, place.job, found, how)
 
 
 def _found(shown: dict[str, Any] | None) -> Verification | None:
@@ -87,33 +94,41 @@ def _found(shown: dict[str, Any] | None) -> Verification | None:
 _COUNTS = ("rows", "suspects", "mismatched", "missing", "extra", "unsettled", "repaired")
 
 
-def tell_found(
-    terminal: Terminal,
-    lines: JsonLines | None,
-    job: str,
-    found: Verification,
-    *,
-    by_daemon: bool = False,
-    can_repair: bool = True,
-) -> int:
-    """Say how a verification ended; gives its exit code.  A daemon gives no keys of rows that differ.  ``can_repair``
-    False: the job has a transform, which no repair can run.
-    """
+@dataclass(frozen=True, slots=True)
+class How:
+    """What kind of job was verified, and by whom: it decides what there is to do."""
+
+    by_daemon: bool = False  # which gives no keys of rows that differ
+    transformed: bool = False  # by a transform, which no repair can run
+    in_place: bool = False
+    quarantined: int = 0  # rows that are set aside
+
+    @property
+    def counts_done(self) -> bool:
+        """True where values were not compared: a row is done, or it is not."""
+        return self.transformed and self.in_place
+
+
+def tell_found(terminal: Terminal, lines: JsonLines | None, job: str, found: Verification, how: How) -> int:
+    """Say how a verification ended; gives its exit code."""
     if lines is not None:
         lines(finished_verification(job, found))
-    _say(terminal, job, found, by_daemon=by_daemon, can_repair=can_repair)
+    _say(terminal, job, found, how)
     if found.outcome == "cancelled":
         return HeldByOperator.exit_code
     return 0 if found.verified else VerificationMismatch.exit_code
 
 
-def _say(terminal: Terminal, job: str, found: Verification, *, by_daemon: bool, can_repair: bool) -> None:
+def _say(terminal: Terminal, job: str, found: Verification, how: How) -> None:
     """What was found, in one line, and what to do about it."""
     size = f"{numbers.count(found.rows)} rows in {numbers.duration(found.seconds)}"
     if found.not_compared:
         size += f" (not compared: {', '.join(found.not_compared)})"
+    changed = "with other values"
+    if how.counts_done:
+        changed = "row not done" if found.mismatched == 1 else "rows not done"
     kinds = (
-        ("with other values", found.mismatched),
+        (changed, found.mismatched),
         ("missing in the target", found.missing),
         ("only in the target", found.extra),
         ("repaired", found.repaired),
@@ -131,16 +146,18 @@ def _say(terminal: Terminal, job: str, found: Verification, *, by_daemon: bool, 
     more = "at least " if found.truncated else ""
     terminal.say(f"{job} differs: {more}{said or 'rows'}; {size}", "bold red")
     for column, number in sorted(found.columns.items(), key=lambda item: -item[1]):
-        terminal.say(f"  {column}: {number:,} rows")
+        terminal.say(f"  {column}: {numbers.counted(number, 'row')}")
     left = found.mismatched + found.missing + found.extra - found.repaired
     if left and not found.repair:
         but = ", but for those only in the target" if found.extra else ""
-        steps = [f"backfill verify {job} --repair mends them{but}"] if left > found.extra and can_repair else []
-        steps += [] if can_repair else [NO_REPAIR]
-        steps += [] if by_daemon else ["--show-rows lists their keys"]
+        if how.transformed:
+            steps = [without_repair(job, in_place=how.in_place, quarantined=how.quarantined)]
+        else:
+            steps = [f"backfill verify {job} --repair mends them{but}"] if left > found.extra else []
+        steps += [] if how.by_daemon else ["--show-rows lists their keys"]
         if steps:
             terminal.say(f"  {'; '.join(steps)}", "dim")
-    if found.extra and not found.delete_extra and can_repair:
+    if found.extra and not found.delete_extra and not how.transformed:
         terminal.say(
             "  rows only in the target may be another job's, or older than this one, so a repair leaves them;"
             f" if they are nobody's: backfill verify {job} --repair --delete-extra deletes them",

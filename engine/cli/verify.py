@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Final
 
 import click
@@ -12,7 +11,7 @@ from engine.cli.loop import run_async
 from engine.cli.places import Remote, Where, job_argument, ledger_option, place_of, refuse_beside_daemon
 from engine.cli.progress import Display
 from engine.cli.terminal import Terminal, error_json, output_options
-from engine.cli.verified import tell_found, verify_by_daemon
+from engine.cli.verified import How, tell_found, verify_by_daemon
 from engine.errors import UsageError
 from engine.fleet import Interrupted, LocalVerification
 from engine.fleet.signals import exit_code
@@ -87,7 +86,7 @@ def _settle_s(text: str | None) -> float:
 async def _verify(
     terminal: Terminal, spec: JobSpec, *, repair: bool, delete_extra: bool, settle_s: float, show: int
 ) -> int:
-    lines = JsonLines(sys.stdout) if terminal.as_json else None
+    lines = JsonLines(terminal.stdout) if terminal.as_json else None
     display = Display(terminal, lambda: run.supervisor)
     run = LocalVerification(
         spec,
@@ -114,12 +113,13 @@ async def _verify(
     if found is None or found.outcome is None:
         terminal.say(f"stopped before the end: the next backfill verify {spec.name} goes on from there")
         return exit_code(run.interrupted) if run.interrupted is not None else 75
+    how = How(transformed=spec.transform is not None, in_place=spec.target is None, quarantined=result.quarantined)
     for row in run.differences:
         if lines is not None:
             lines.write(_row_json(row))
         else:
             terminal.data(_row(row))
-    return tell_found(terminal, lines, spec.name, found, can_repair=spec.transform is None)
+    return tell_found(terminal, lines, spec.name, found, how)
 
 
 def _joined(found: Verification) -> str:

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from engine.cli.signals import orders_text, unit_of
+from engine.flow.gate import without_repair
 from engine.ledger.orders import ROWS, WAL
 from engine.ledger.records import JobStatus
-from engine.model import JobState, Phase
+from engine.model import JobState, Mode, Phase
 from engine.pace.bucket import RATE_LIMIT
 from engine.pace.law import Stage
 from engine.spec.signals import without_side
@@ -175,6 +176,9 @@ def what_next(status: JobStatus) -> str:
     match status.state:
         case JobState.FAILED if status.error_hint:
             return status.error_hint
+        case JobState.DONE if status.verified is False and _unequal(status) and status.transform is not None:
+            in_place = status.mode is Mode.UPDATE
+            return without_repair(status.job, in_place=in_place, quarantined=status.quarantined)
         case JobState.DONE if status.verified is False and _unequal(status):
             extra = (status.verification or {}).get("extra")
             also = "; --delete-extra deletes those that only the target holds" if extra else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -83,7 +82,7 @@ async def _work(
             terminal.tell(ended(event))
         display(event)
 
-    emit = tee(tell, JsonLines(sys.stdout), observer) if terminal.as_json else tee(tell, observer)
+    emit = tee(tell, JsonLines(terminal.stdout), observer) if terminal.as_json else tee(tell, observer)
     pool = Pool(lent, workers=workers, only=jobs, once=once, emit=emit)
     async with observer.beside(Database(lent.target, side=Side.TARGET), lambda: pool.supervisor, emit):
         with display.shown():

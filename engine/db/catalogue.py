@@ -147,7 +147,9 @@ WITH RECURSIVE parts AS (
 )
 SELECT t.oid::int8 AS oid, t.typname::text AS name, format_type(t.oid, -1) AS full_name, t.typtype::text AS kind,
        (t.typelem <> 0 AND t.typlen = -1 AND t.typcategory = 'A') AS is_array,
-       t.typelem::int8 AS element, t.typbasetype::int8 AS base, coalesce(r.rngsubtype, 0)::int8 AS subtype,
+       t.typelem::int8 AS element, t.typbasetype::int8 AS base,
+       coalesce(format_type(nullif(t.typbasetype, 0), t.typtypmod), '') AS declared_base,
+       coalesce(r.rngsubtype, 0)::int8 AS subtype,
        ARRAY(SELECT a.atttypid::int8 FROM pg_attribute a
               WHERE a.attrelid = nullif(t.typrelid, 0) AND a.attnum > 0 AND NOT a.attisdropped) AS attributes,
        (t.typsend <> 0 AND t.typreceive <> 0) AS binary_io,

@@ -86,6 +86,11 @@ class Connection:
             self.abort()
             raise
 
+    @property
+    def encoding(self) -> str:
+        """The database's, by the server's name for it; what is not in it, it refuses."""
+        return str(self.raw.get_settings().server_encoding)
+
     async def roll_back(self) -> None:
         """ROLLBACK, or if that fails the end of the session, which comes to the same.  Never raises but when cancelled:
         the error that led here is the one that counts.

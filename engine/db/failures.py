@@ -206,11 +206,21 @@ class Failure:
         return self.sqlstate == NOT_ALLOWED_SQLSTATE
 
 
+class Judged(Exception):
+    """Something that we have seen ourselves, before any server refused it, and know what to do about."""
+
+    def __init__(self, action: Action, sqlstate: str, message: str) -> None:
+        super().__init__(message)
+        self.failure = Failure(action, sqlstate, message)
+
+
 def classify(error: BaseException, *, show_rows: bool = False) -> Failure:
     """What to do about ``error``, and what may be said about it.
 
     ``show_rows`` keeps the server's own message, values and all; for people who asked for it.
     """
+    if isinstance(error, Judged):
+        return error.failure
     if isinstance(error, CannotConnect):
         return _refused(error, show_rows=show_rows)
     server_error = _server_error(error)

@@ -67,6 +67,7 @@ class TypeFacts:
     is_array: bool
     element: int
     base: int
+    declared_base: str  # of a domain: its base type with the modifier it is declared with
     subtype: int
     attributes: tuple[int, ...]
     binary_io: bool
@@ -181,6 +182,7 @@ async def _columns(connection: Connection, oid: int) -> tuple[Column, ...]:
             is_array=row["is_array"],
             element=row["element"],
             base=row["base"],
+            declared_base=row["declared_base"],
             subtype=row["subtype"],
             attributes=tuple(row["attributes"]),
             binary_io=row["binary_io"],
@@ -199,6 +201,7 @@ async def _columns(connection: Connection, oid: int) -> tuple[Column, ...]:
                 number=row["number"],
                 type_oid=row["type_oid"],
                 type_name=row["type_name"],
+                declared_base=_declared_base(types, row["type_oid"]),
                 # A cast to a domain would truncate to the length its base type is declared with.
                 base_type=base.full_name,
                 type_kind=types[row["type_oid"]].kind,
@@ -226,6 +229,14 @@ def _without_domains(types: Mapping[int, TypeFacts], oid: int) -> TypeFacts:
     while found.kind == "d":
         found = types[found.base]
     return found
+
+
+def _declared_base(types: Mapping[int, TypeFacts], oid: int) -> str:
+    """What the innermost domain is declared over, such as ``numeric(12,2)``; empty where the type is no domain."""
+    found, declared = types[oid], ""
+    while found.kind == "d":
+        found, declared = types[found.base], found.declared_base
+    return declared
 
 
 def _parts(types: Mapping[int, TypeFacts], oid: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from engine.flow.endpoints import endpoints_of
 from engine.flow.gate import Gate
 from engine.flow.prepare import Prepared, inspect
 from engine.flow.shared import Sides
+from engine.flow.transforming import as_begun
 from engine.ledger.store import Ledger
 from engine.model import Side
 from engine.spec import JobSpec
@@ -21,7 +22,8 @@ from engine.spec import JobSpec
 
 async def look_at_gate(spec: JobSpec) -> Gate:
     """The gate of the job of ``spec``, over sessions of its own."""
-    seen = await inspect(spec, endpoints_of(spec))
+    databases = endpoints_of(spec)
+    seen = await inspect(await as_begun(spec, databases[1]), databases, runs=False)
     endpoints = seen.endpoints
     async with AsyncExitStack() as stack:
         here = await endpoints.target.connect("gate")
@@ -38,7 +40,8 @@ async def look_at_gate(spec: JobSpec) -> Gate:
 
 async def look_at_dual_write(spec: JobSpec) -> tuple[Prepared, DualWrite]:
     """The triggers of the job of ``spec`` as they are now.  Raises ``UsageError`` where triggers cannot do it."""
-    prepared = prepared_for_change(await inspect(spec, endpoints_of(spec)))
+    databases = endpoints_of(spec)
+    prepared = prepared_for_change(await inspect(await as_begun(spec, databases[1]), databases, runs=False))
     wanted(prepared)
     connection = await prepared.endpoints.source.connect("dualwrite")
     try:

@@ -16,6 +16,7 @@ from engine.flow.endpoints import endpoints_of
 from engine.flow.prepare import Inspection, Prepared, inspect
 from engine.flow.result import RunResult
 from engine.flow.supervisor import Supervisor
+from engine.flow.transforming import as_begun
 from engine.ledger.store import Ledger
 from engine.spec import JobSpec
 from engine.spec.models import MAX_WORKERS
@@ -78,7 +79,9 @@ class LocalRun:
         databases = endpoints_of(self.spec)
         began = self._clock.now()
         await self._look_at_ledger(databases[1])
-        prepared = self._prepared(await inspect(self.spec, databases, tries=self._tries and not self._attach))
+        tries = self._tries and not self._attach
+        spec = self.spec if tries else await as_begun(self.spec, databases[1])
+        prepared = self._prepared(await inspect(spec, databases, runs=tries, tries=tries))
         await self._begin(prepared)
         supervisor = Supervisor(
             prepared,

@@ -334,7 +334,7 @@ class Pool:
         spec = self._lender.spec_of(job)
         if job.state is not JobState.VERIFYING:  # to compare takes no transform
             require_allowed(spec)
-        seen = await inspect(spec, endpoints_of(spec))
+        seen = await inspect(spec, endpoints_of(spec), runs=job.state is not JobState.VERIFYING)
         # What has become of triggers since the rows were moved is the gate's business.
         prepared = prepared_for_change(seen) if job.state is JobState.VERIFYING else seen.prepared()
         supervisor = Supervisor(prepared, workers=self._workers_of(spec), emit=self._emit, wait=False, known=job.id)

@@ -12,7 +12,6 @@ from engine.fleet.local import LocalRun
 from engine.flow import opening
 from engine.flow.dual_write_change import prepared_for_change
 from engine.flow.endpoints import endpoints_of
-from engine.flow.gate import NO_REPAIR
 from engine.flow.prepare import Inspection, Prepared
 from engine.flow.result import RunResult
 from engine.flow.shared import SETTLE_S
@@ -104,9 +103,10 @@ async def begin(
     for a job that is not done.
     """
     if repair and prepared.transform is not None:
+        writes = ", ".join(prepared.transform.declaration.writes)
         raise UsageError(
-            f"{prepared.transform.reference} computes {', '.join(prepared.transform.declaration.writes)}",
-            hint=NO_REPAIR,
+            f"verify --repair cannot compute {writes}, which {prepared.transform.reference} does",
+            hint="verify without --repair says what to do about rows that differ",
         )
     if repair and prepared.target is None and prepared.unrepeatable:
         names = ", ".join(sorted(prepared.unrepeatable))

@@ -10,7 +10,7 @@ from engine.spec import JobSpec
 from engine.sql import ExpressionError, qualified, read_expression
 
 
-async def read_expressions(spec: JobSpec, connection: Connection, source: Table) -> tuple[ExpressionFacts, ...]:
+async def describe_expressions(spec: JobSpec, connection: Connection, source: Table) -> tuple[ExpressionFacts, ...]:
     """Every expression of the spec, with what the server, or our lexer, says is wrong with it."""
     wanted: list[tuple[str, str | None, str]] = [("set", name, text) for name, text in spec.set.items()]
     wanted += [("columns", name, text) for name, text in spec.columns.items()]

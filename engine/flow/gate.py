@@ -24,12 +24,6 @@ from engine.model import JobState, Mode, Side
 DECLARED: Final = "DUAL_WRITE_MISSING"
 """The finding by whose acceptance a person declares that the application writes both sides."""
 
-NO_REPAIR: Final = (
-    "a repair is SQL and cannot compute what a transform does: take these rows out of the target (in place: set the"
-    " columns to NULL), and backfill restart writes them again"
-)
-"""What to do about rows of such a job that differ."""
-
 _SECTIONS: Final = ("table", "columns", "indexes", "collations")
 """Of the schema, what must be as it was planned.  Triggers have a check of their own, and a rewritten file is for the
 verification to judge."""
@@ -65,6 +59,21 @@ class Gate:
         return {"job": self.job, "ready": self.ready, "checks": [asdict(check) for check in self.checks]}
 
 
+def without_repair(job: str, *, in_place: bool, quarantined: int) -> str:
+    """What to do about rows of a job with a transform that differ.  ``quarantined``: rows that are set aside, which are
+    among them.
+    """
+    way = "a repair is SQL and cannot compute what a transform does: "
+    if quarantined:
+        way += (
+            f"{_rows(quarantined)} of them may be set aside: backfill quarantine list {job}; mend them, then backfill"
+            f" quarantine retry {job}; for all others "
+        )
+    if in_place:
+        return f"{way}backfill restart {job} does what is not done"
+    return f"{way}take these rows out of the target, and backfill restart {job} writes them again"
+
+
 async def gate(seen: Inspection, ledger: Ledger, sides: Sides) -> Gate:
     """Look at every condition.  ``sides``: sessions of both databases.
 
@@ -74,11 +83,15 @@ async def gate(seen: Inspection, ledger: Ledger, sides: Sides) -> Gate:
     last = None if job.verification_id is None else await ledger.verification(job.verification_id)
     passed = await ledger.last_passed(job.id)
     files = await _files(seen, sides)
+    quarantined = await ledger.quarantined_count(job.id)
+    no_repair = ""
+    if seen.transform is not None:
+        no_repair = without_repair(job.name, in_place=seen.mode is Mode.UPDATE, quarantined=quarantined)
     checks = (
         _done(job),
-        _verified(job, last, files, can_repair=seen.transform is None),
+        _verified(job, last, files, no_repair),
         *await _tables(job, seen, sides),
-        _quarantine(job, await ledger.quarantined_count(job.id)),
+        _quarantine(job, quarantined),
         _server(job, passed, sides[Side.TARGET].server.mark),
     )
     return Gate(job.name, checks, mismatch=last is not None and last.outcome == "mismatch")
@@ -114,14 +127,14 @@ async def _files(seen: Inspection, sides: Sides) -> dict[str, int]:
         return {}  # it was dropped a moment ago: none of its files is there
 
 
-def _verified(job: JobRecord, last: Verification | None, files: dict[str, int], *, can_repair: bool) -> Check:
+def _verified(job: JobRecord, last: Verification | None, files: dict[str, int], no_repair: str) -> Check:
     again = f"backfill verify {job.name}"
     if last is None:
         return Check("verified", ok=False, detail="nobody has verified it", remedy=again)
     if last.outcome is None:
         return Check("verified", ok=False, detail="a verification is running", remedy=f"backfill wait {job.name}")
     if last.outcome == "mismatch":
-        return _mismatch(last, again, can_repair=can_repair)
+        return _mismatch(last, again, no_repair, in_place=job.mode is Mode.UPDATE)
     if last.outcome == "cancelled":
         return Check("verified", ok=False, detail="the last verification was cancelled", remedy=again)
     if job.moved_at is None or last.started_at < job.moved_at:
@@ -136,15 +149,17 @@ def _verified(job: JobRecord, last: Verification | None, files: dict[str, int], 
     return Check("verified", ok=True, detail=rows + left_out)
 
 
-def _mismatch(last: Verification, again: str, *, can_repair: bool) -> Check:
+def _mismatch(last: Verification, again: str, no_repair: str, *, in_place: bool) -> Check:
+    """``no_repair``: what to do where a repair cannot help; empty where it can."""
     differing = last.mismatched + last.missing + last.extra - last.repaired
     if differing or last.truncated:
         least = "at least " if last.truncated else ""
-        detail = f"the last verification found {least}{_rows(differing)} differing"
+        how = "not done" if no_repair and in_place else "differing"
+        detail = f"the last verification found {least}{_rows(differing)} {how}"
         more = " (--delete-extra, if rows that only the target holds are nobody's)"
         remedy = f"{again} --repair{more if last.extra and not last.delete_extra else ''}, then {again}"
-        if not can_repair:
-            remedy = f"{again} --show-rows names them; {NO_REPAIR}, then {again}"
+        if no_repair:
+            remedy = f"{again} --show-rows names them; {no_repair}; then {again}"
     else:
         detail = f"the last verification found {_rows(last.unsettled)} that changed at every look"
         remedy = f"{again} when they are written less often, or with a longer --settle"

@@ -273,7 +273,7 @@ class BadRows:
                 hint="on_conflict: fail stops at the first row whose key the target holds already",
                 sqlstate=failure.sqlstate,
             )
-        way = "errors.max_quarantined sets such rows aside"
+        way = "in a spec file, errors: {max_quarantined: N} sets up to N such rows aside"
         hint = f"{failure.hint}; or: {way}" if failure.hint else way
         return BadRow(f"a row cannot be written: {failure.message}", hint=hint, sqlstate=failure.sqlstate)
 

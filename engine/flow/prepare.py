@@ -6,8 +6,7 @@ another host believes the catalogue, not what somebody wrote into a control tabl
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -18,7 +17,7 @@ from engine.errors import PreflightRefused, UsageError
 from engine.flow import dual_write
 from engine.flow.answer import answer
 from engine.flow.endpoints import Endpoints
-from engine.flow.expressions import read_expressions
+from engine.flow.expressions import describe_expressions
 from engine.flow.sampled import Sample, sample
 from engine.flow.transforming import PreparedTransform, load_transform, prepare_transform
 from engine.model import Column, ConflictPolicy, Deletes, Finding, Index, Key, KeyColumn, Mode, Side, Table
@@ -33,7 +32,9 @@ from engine.plan.preflight import (
     ServerState,
     choose_arbiter,
     choose_key,
+    filled_by,
     map_columns,
+    passes_through,
     preflight,
     ranges_agree,
     refusals,
@@ -75,7 +76,7 @@ class Inspection:
     @property
     def streams(self) -> bool:
         """True when rows pass through this process, over a session for reading and one for writing."""
-        return self.mode is Mode.COPY or self.transform is not None
+        return passes_through(self.mode, transformed=self.transform is not None)
 
     @property
     def filled(self) -> tuple[str, ...]:
@@ -118,7 +119,7 @@ class Prepared:
     @property
     def streams(self) -> bool:
         """True when rows pass through this process, over a session for reading and one for writing."""
-        return self.mode is Mode.COPY or self.transform is not None
+        return passes_through(self.mode, transformed=self.transform is not None)
 
     @property
     def filled(self) -> tuple[str, ...]:
@@ -175,20 +176,28 @@ class Prepared:
 
 def done_of(spec: JobSpec, filled: Sequence[str]) -> str:
     """In place: true for a finished row, as SQL.  ``filled``: the columns that the job writes."""
-    return read_expression(spec.done).sql if spec.done else default_done(dict.fromkeys(filled, ""))
+    return read_expression(spec.done).sql if spec.done else default_done(filled)
 
 
 def _filled(spec: JobSpec, transform: PreparedTransform | None) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*spec.set, *(transform.declaration.writes if transform is not None else ()))))
+    return filled_by(spec, transform.declaration.writes if transform is not None else ())
 
 
 async def inspect(
-    spec: JobSpec, databases: tuple[Database, Database], *, tries: bool = False, show_rows: int = 0
+    spec: JobSpec,
+    databases: tuple[Database, Database],
+    *,
+    runs: bool = True,
+    tries: bool = False,
+    show_rows: int = 0,
+    check: Callable[[Inspection], None] | None = None,
 ) -> Inspection:
     """Ask both databases everything that preflight and the planner want to know.  Touches nothing.
 
+    ``runs`` False: somebody only looks at the job, so its transform is not loaded where it is known what it declares.
     ``tries``: the job is to be started, or somebody wants to know what would come of it, so its transform is tried on a
-    sample of rows.  ``show_rows``: of so many of them what became of their values.
+    sample of rows.  ``show_rows``: of so many of them what became of their values.  ``check`` hears of the tables that
+    were found before a row of them is read; what it raises passes through.
 
     Raises ``CannotConnect``, and ``UsageError`` when the source table does not exist.
     """
@@ -199,7 +208,9 @@ async def inspect(
     try:
         if here is not there and _same_database(here, there):
             source_db = target_db
-        seen, facts = await _inspect(spec, Endpoints(source_db, target_db), there, here)
+        seen, facts = await _inspect(spec, Endpoints(source_db, target_db), there, here, runs=runs)
+        if check is not None:
+            check(seen)
         return await _try(seen, facts, there, show_rows) if tries else seen
     finally:
         await there.close()
@@ -218,9 +229,9 @@ def _same_database(one: Connection, other: Connection) -> bool:
 
 
 async def _inspect(
-    spec: JobSpec, endpoints: Endpoints, there: Connection, here: Connection
+    spec: JobSpec, endpoints: Endpoints, there: Connection, here: Connection, *, runs: bool
 ) -> tuple[Inspection, PreflightFacts]:
-    loaded = await asyncio.to_thread(load_transform, spec)  # a module may import much
+    loaded = await load_transform(spec, runs=runs)
     source = await inspect_table(there, spec.source.table)
     target = await _inspect_target(spec, here)
     transform, judged = prepare_transform(loaded, source, source if spec.target is None else target)
@@ -234,7 +245,7 @@ async def _inspect(
     if key and _may_read(source):
         plan = await answer(plan_spans(key, workers=spec.workers), there, source.name, key)
     checks = await _check_plans(there, source, key, plan) if key and plan else ()
-    streams = mode is Mode.COPY or transform is not None
+    streams = passes_through(mode, transformed=transform is not None)
     pacing, states = await _look_at_servers(spec, endpoints, there, here, plan, target or source, stages=streams)
     facts = PreflightFacts(
         spec=spec,
@@ -243,7 +254,7 @@ async def _inspect(
         source_server=there.server,
         target=target,
         target_server=here.server,
-        expressions=await read_expressions(spec, there, source) if _may_read(source) else (),
+        expressions=await describe_expressions(spec, there, source) if _may_read(source) else (),
         plans=checks,
         target_has_rows=await _has_rows(here, target) if target else None,
         pacing=pacing,
@@ -298,7 +309,8 @@ async def _try(seen: Inspection, facts: PreflightFacts, there: Connection, show_
     conditions = [read_expression(seen.spec.where).sql] if seen.spec.where else []
     if seen.target is None:
         conditions.append(f"({done_of(seen.spec, seen.filled)}) IS NOT TRUE")
-    tried = await sample(there, transform, seen.source.name, key, plan, conditions, show=show_rows)
+    each = _row_bytes(seen.source, plan)
+    tried = await sample(there, transform, seen.source.name, key, plan, conditions, row_bytes=each, show=show_rows)
     if tried is None:
         return seen
     judged = replace(facts, transform=replace(facts.transform, sample=tried.facts))

@@ -27,6 +27,7 @@ from engine.flow.control import DATABASE_IS_AWAY, as_stop
 from engine.flow.movers.alone import Alone, RowRejected
 from engine.flow.movers.confirm import TOUCHED
 from engine.flow.movers.server_side import CHUNK_DEADLINE_S, open_for_chunks
+from engine.flow.movers.transformed import writable
 from engine.flow.prepare import Prepared
 from engine.flow.shared import Sides, of_side
 from engine.ledger.records import JobRecord
@@ -156,7 +157,8 @@ class Retry:
             try:
                 outcome = await self._try(ledger, job, number)
             except RowRejected as error:
-                await ledger.failed_again(job.id, number, error.reason, error.sqlstate)
+                reason = writable(error.reason, self._here.encoding)
+                await ledger.failed_again(job.id, number, reason, error.sqlstate)
                 tried.outcomes[Outcome.FAILED] += 1
                 tried.failed[error.sqlstate] += 1
                 return

@@ -18,7 +18,7 @@ from engine.flow.movers.server_side import CHUNK_DEADLINE_S, SETTING_DEADLINE_S,
 from engine.flow.movers.streamed import CopyMover, Passing
 from engine.flow.movers.transformed import TransformedCopyMover
 from engine.flow.prepare import Prepared
-from engine.model import Mode, Phase, Span
+from engine.model import Mode, Observation, Phase, Span
 from engine.sql import read_expression
 from engine.sql.statements import (
     create_staging,
@@ -155,6 +155,24 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for child in plan.get("Plans", ()) for node in _nodes(child))]
 
 
+def _span_of(bound: Bound) -> Span:
+    """Of no job: one that is the chunk."""
+    return Span(id=0, phase=Phase.MOVE, lo=bound.after, hi=bound.to, cursor=bound.after, epoch=0, rows=0)
+
+
+def _cost(seen: Observation, *, wasted: int, held_s: float) -> Cost:
+    """Of a chunk that passed through this process: the server's time is ours."""
+    return Cost(
+        rows=seen.rows,
+        wasted=wasted,
+        scanned=max(1, seen.scanned),
+        bytes=seen.bytes,
+        server_s=seen.server_s,
+        elapsed_s=seen.server_s,
+        held_s=held_s,
+    )
+
+
 class _StreamRehearser(CopyMover):
     """What the two movers that stream into another table have in common in a rehearsal."""
 
@@ -163,18 +181,9 @@ class _StreamRehearser(CopyMover):
 
     async def play(self, bound: Bound) -> Cost:
         """One chunk.  WAL is for the caller to find out."""
-        nobody = Span(id=0, phase=Phase.MOVE, lo=bound.after, hi=bound.to, cursor=bound.after, epoch=0, rows=0)
         self._wasted = 0
-        seen = await self.move(nobody, bound)
-        return Cost(
-            rows=seen.rows,
-            wasted=self._wasted,
-            scanned=max(1, seen.scanned),
-            bytes=seen.bytes,
-            server_s=seen.server_s,
-            elapsed_s=seen.server_s,
-            held_s=self._held_s,
-        )
+        seen = await self.move(_span_of(bound), bound)
+        return _cost(seen, wasted=self._wasted, held_s=self._held_s)
 
     async def _transaction(self, span: Span, bound: Bound, stream: Passing, *, staged: bool) -> int:
         """As the mover's, up to the fence."""
@@ -231,18 +240,9 @@ class FillRehearser(FillMover):
 
     async def play(self, bound: Bound) -> Cost:
         """One chunk.  WAL is for the caller to find out."""
-        nobody = Span(id=0, phase=Phase.MOVE, lo=bound.after, hi=bound.to, cursor=bound.after, epoch=0, rows=0)
         self._wasted = 0
-        seen = await self.move(nobody, bound)
-        return Cost(
-            rows=seen.rows,
-            wasted=self._wasted,
-            scanned=max(1, seen.scanned),
-            bytes=seen.bytes,
-            server_s=seen.server_s,
-            elapsed_s=seen.server_s,
-            held_s=self._held_s,
-        )
+        seen = await self.move(_span_of(bound), bound)
+        return _cost(seen, wasted=self._wasted, held_s=self._held_s)
 
     async def _transaction(self, span: Span, bound: Bound, filled: Filled) -> None:
         """As the mover's, up to the fence."""

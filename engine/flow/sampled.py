@@ -29,12 +29,16 @@ if TYPE_CHECKING:  # numpy is loaded by jobs that need it
 
     from engine._native.rows import Rows
     from engine.transform.columns import Column, ListColumn
+    from engine.transform.passing import Rejected
     from engine.transform.running import Runner
     from engine.transform.types import ColumnType
 
 SAMPLE_ROWS: Final = 100
 PLACES: Final = 10
 """That rows are taken from: one end of a table is seldom like the other."""
+
+SAMPLE_BYTES: Final = 1 << 20
+"""What the rows may take in memory, as a batch of the job itself; a single larger row is still tried."""
 
 PATIENCE_S: Final = 10.0
 """What reading them may take; a condition that next to no row fulfils is no reason to scan the table."""
@@ -77,15 +81,23 @@ async def sample(
     plan: SpanPlan,
     conditions: Sequence[str],
     *,
+    row_bytes: float = 0.0,
     show: int = 0,
 ) -> Sample | None:
-    """Try the transform on up to ``SAMPLE_ROWS`` rows; None where there are none, or none were found in time.
+    """Try the transform on up to ``SAMPLE_ROWS`` rows; None where there are none.
 
-    ``conditions``: SQL that a row of the job fulfils.  ``show``: of so many rows, values and all.
+    ``conditions``: SQL that a row of the job fulfils.  ``row_bytes``: what a row of the table takes, about; of large
+    ones fewer are read.  ``show``: of so many rows, values and all.
     """
+    from engine.transform.passing import REJECTED
     from engine.transform.running import Runner
 
-    rows = await _read(connection, _query(transform, table, key, plan, conditions), max(1, len(transform.reads)))
+    most = SAMPLE_ROWS if row_bytes <= 0 else max(PLACES, min(SAMPLE_ROWS, int(SAMPLE_BYTES / row_bytes)))
+    query = _query(transform, table, key, plan, conditions, most)
+    try:
+        rows = await _read(connection, query, max(1, len(transform.reads)))
+    except _OutOfTime:
+        return Sample(SampleFacts(untried=f"no rows to try it on were found within {PATIENCE_S:g} s"))
     if rows is None:
         return None
     runner = Runner(
@@ -101,36 +113,47 @@ async def sample(
             applied = await runner.apply(rows)
             shown = [await _shown(runner, rows, row, transform) for row in range(min(show, rows.count))]
     except TimeoutError:
-        return None
+        untried = f"it has not come back within {TRIED_S:g} s, and its own limit is longer"
+        return Sample(SampleFacts(untried=untried), _given(rows, show, transform, "not tried to the end"))
     except (TransformFailed, TooManyBadRows) as error:
-        return Sample(SampleFacts(rows=rows.count, failure=error.message))
+        failed = SampleFacts(rows=rows.count, failure=error.message)
+        return Sample(failed, _given(rows, show, transform, "the transform fails"))
     finally:
         await runner.close()
     rejected = applied.rejected
-    raising = [one.reason for one in rejected if one.sqlstate == _RAISED]
+    # Rows that the function itself rejects are another matter: it may be right.
+    is_hopeless = len(rejected) == rows.count and REJECTED not in {one.sqlstate for one in rejected}
+    reason = _reason(rejected[0], transform) if rejected else ""
     facts = SampleFacts(
         rows=rows.count,
         rejected=len(rejected),
         dropped=applied.dropped,
-        reason=rejected[0].reason if rejected else "",
-        failure=raising[0] if len(raising) == rows.count else "",
+        reason=reason,
+        failure=reason if is_hopeless else "",
     )
     return Sample(facts, tuple(shown))
 
 
-_RAISED: Final = "BF011"
+def _reason(rejected: Rejected, transform: PreparedTransform) -> str:
+    """With a value that cannot be encoded, where the function stands: it is a line of the author's."""
+    from engine.transform.passing import BAD_VALUE, own_frames
+
+    definition = own_frames(transform.loaded.function)[1] if rejected.sqlstate == BAD_VALUE else None
+    return rejected.reason if definition is None else f"{rejected.reason}; it stands at {definition.shown}"
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _query(transform: PreparedTransform, table: TableName, key: Key, plan: SpanPlan, conditions: Sequence[str]) -> str:
+def _query(
+    transform: PreparedTransform, table: TableName, key: Key, plan: SpanPlan, conditions: Sequence[str], most: int
+) -> str:
     """Empty where there are no rows.  Guesses of the planner will do as bounds: nothing depends on where they lie."""
     if not plan.spans:
         return ""
-    places = max(1, min(PLACES, round(plan.rows / SAMPLE_ROWS)))
+    places = max(1, min(PLACES, round(plan.rows / most)))
     bounds = [*plan.space.boundaries(places), plan.spans[-1].hi]
-    each = -(-SAMPLE_ROWS // len(bounds))
+    each = -(-most // len(bounds))
     read = ", ".join(ident(read.name) for read in transform.reads) or "NULL::integer"
     parts = []
     for lo, hi in pairwise((None, *bounds)):
@@ -145,16 +168,26 @@ def _query(transform: PreparedTransform, table: TableName, key: Key, plan: SpanP
     return " UNION ALL ".join(parts)
 
 
+class _OutOfTime(Exception):
+    """Reading took longer than anybody waits for it."""
+
+
+class _Enough(Exception):
+    """The sample is there, and more rows are on their way."""
+
+
 async def _read(connection: Connection, query: str, fields: int) -> Rows | None:
     from engine._native.rows import RowBatches
 
     if not query:
         return None
-    batches = RowBatches(fields, max_rows=SAMPLE_ROWS + PLACES)
+    batches = RowBatches(fields, max_rows=SAMPLE_ROWS + PLACES, max_bytes=SAMPLE_BYTES)
     found: list[Rows] = []
 
     async def take(piece: bytes) -> None:
-        found.extend(batches.feed(piece))
+        found.extend(batches.feed(piece)[:1])
+        if found:
+            raise _Enough
 
     await connection.execute(
         f"BEGIN READ ONLY; SET LOCAL enable_seqscan = off; SET LOCAL statement_timeout = {round(PATIENCE_S * 1000)}"
@@ -162,19 +195,33 @@ async def _read(connection: Connection, query: str, fields: int) -> Rows | None:
     try:
         await connection.copy_out(query, take)
         last = batches.finish()
+    except _Enough:
+        return found[0]
     except Exception as error:
         failure = classify(error)
         if failure.lost or not failure.sqlstate:
             raise
+        if failure.sqlstate == _CANCELLED:
+            raise _OutOfTime from None
         return None  # whatever is wrong with the query, other findings say it
     finally:
         if not connection.is_closed:
             await connection.execute("ROLLBACK")
-    found.extend([] if last is None else [last])
-    return found[0] if found else None
+    return last
 
+
+_CANCELLED: Final = "57014"
+"""By ``statement_timeout``."""
 
 # -- showing ----------------------------------------------------------------------------------------------------------
+
+
+def _given(rows: Rows, show: int, transform: PreparedTransform, reason: str) -> tuple[ShownRow, ...]:
+    """Some rows of which nothing was made."""
+    import numpy as np
+
+    alone = (rows.take(np.array([row], np.int64)) for row in range(min(show, rows.count)))
+    return tuple(ShownRow(_texts(one, transform.reads), None, reason) for one in alone)
 
 
 async def _shown(runner: Runner, rows: Rows, row: int, transform: PreparedTransform) -> ShownRow:
@@ -221,17 +268,19 @@ def _text(column: Column | ListColumn, kind: ColumnType) -> str | None:
 
 
 def _scalar(found: Any, kind: ColumnType) -> str:
-    if kind.scale is not None and kind.kind.value == "scaled":
+    from engine.transform.types import Kind
+
+    if kind.scale is not None and kind.kind is Kind.SCALED:
         return str(Decimal(int(found)).scaleb(-kind.scale)) if kind.scale else str(int(found))
     if isinstance(found, bytes):
         return "\\x" + found.hex()
-    if kind.kind.value == "uuid":
+    if kind.kind is Kind.UUID:
         import uuid
 
         return str(uuid.UUID(bytes=bytes(found)))
-    if kind.kind.value in ("date", "timestamp"):
+    if kind.kind in (Kind.DATE, Kind.TIMESTAMP):
         return _moment(found)
-    if kind.kind.value == "bool":
+    if kind.kind is Kind.BOOL:
         return "true" if found else "false"
     return str(found)
 

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from engine.clock import Clock
 from engine.db import Connection
@@ -85,6 +85,18 @@ class Stop:
     async def wait(self) -> None:
         """Return once somebody asked."""
         await self._event.wait()
+
+    async def interrupts(self, task: asyncio.Future[Any]) -> bool:
+        """Wait for ``task``; True when somebody asked before it was done, and it is cancelled."""
+        waiting = asyncio.ensure_future(self._event.wait())
+        try:
+            await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        return task.cancelled()
 
     async def pause(self, clock: Clock, seconds: float, also: asyncio.Event | None = None) -> bool:
         """Sleep, but not longer than until somebody asks, or until ``also``.  True when somebody asked."""

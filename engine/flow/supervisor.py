@@ -41,6 +41,7 @@ from engine.flow.pacer import MakeLaw, Pacer
 from engine.flow.prepare import Prepared
 from engine.flow.result import RunResult
 from engine.flow.shared import SETTLE_S, Leases, Shared, Sides, Stop
+from engine.flow.transforming import TransformNotReady
 from engine.flow.worker import Worker
 from engine.ledger.records import Heartbeat, JobRecord, JobStatus
 from engine.ledger.store import Ledger
@@ -348,14 +349,13 @@ class Supervisor:
         shared = await self._share(job, phase)
         self._shared = shared
         probers = self._probers(shared, phases.paged(self._prepared, job, phase).side)
-        start_rows = phases.START_ROWS.get(phase)
         self._workers = [
             Worker(
                 n + 1,
                 shared,
                 build_mover(self._prepared, job, phase, f"w{n + 1}", self._clock, shared.stop),
                 probers[n // WORKERS_PER_PROBER],
-                start_rows=start_rows,
+                start_rows=phases.START_ROWS.get(phase),
                 see_off=self._pacer.see_off,
             )
             for n in range(self._workers_wanted)
@@ -490,8 +490,9 @@ class Supervisor:
         await self._control.ledger.open_phase(job.id, phase, planned.spans, sweep_by=planned.sweep_by)
 
     async def _record_failure(self, job: JobRecord, error: BackfillError) -> None:
-        """A guard of the job's stops it for everybody; a server that only this process cannot reach does not."""
-        if isinstance(error, CannotConnect):
+        """A guard of the job's stops it for everybody; what keeps only this process from work does not."""
+        others = isinstance(error, TransformNotReady) and (await self._control.ledger.status(job.name)).workers > 0
+        if others or isinstance(error, CannotConnect):
             raise error
         resumable = error.resumable if isinstance(error, Stopped) else True
         await self._control.ledger.fail(job.id, error, resumable=resumable)
@@ -596,5 +597,4 @@ class Supervisor:
 
 def _recorded(job: JobRecord) -> BackfillError:
     """The failure that the ledger tells of, as an error again."""
-    error: BackfillError = Stopped(job.error_message or "the job failed", hint=job.error_hint or "")
-    return error
+    return Stopped(job.error_message or "the job failed", hint=job.error_hint or "")

@@ -6,19 +6,36 @@ begun, and travels with the spec (``spec.transforms.declared``).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
-from engine.errors import TransformNotAllowed
+from engine.db import Database
+from engine.errors import TransformFailed, TransformNotAllowed
+from engine.ledger.store import Ledger
 from engine.model import Declaration, Table
 from engine.plan.preflight import TransformFacts
 from engine.spec import JobSpec, TransformRights
 from engine.transform.loading import load
+from engine.transform.thread import DaemonExecutor
 
 if TYPE_CHECKING:  # numpy is loaded by jobs that need it
     from engine.transform.declare import Transform
     from engine.transform.types import ColumnType
+
+IDENTITY_KEYS: Final = {
+    "reference": "transform",  # of the spec
+    "reads": "transform_reads",
+    "writes": "transform_writes",
+    "drops": "transform_drops",
+}
+"""What a declaration's values are called in what makes a job this job."""
+
+
+class TransformNotReady(TransformFailed):
+    """Its set-up fails in this process: where others work the job, it goes on without us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +66,8 @@ class PreparedTransform:
     @property
     def identity(self) -> dict[str, Any]:
         """What it adds to what makes a job this job."""
-        return {
-            "transform_reads": [list(read) for read in self.declaration.reads],
-            "transform_writes": list(self.declaration.writes),
-            "transform_drops": self.declaration.drops,
-        }
+        declared = self.declaration.as_json()
+        return {key: declared[name] for name, key in IDENTITY_KEYS.items() if name != "reference"}
 
 
 def declared_by(identity: object) -> Declaration | None:
@@ -61,14 +75,7 @@ def declared_by(identity: object) -> Declaration | None:
     if not isinstance(identity, Mapping):
         return None
     try:
-        return Declaration.from_json(
-            {
-                "reference": identity.get("transform"),
-                "reads": identity.get("transform_reads"),
-                "writes": identity.get("transform_writes"),
-                "drops": identity.get("transform_drops"),
-            }
-        )
+        return Declaration.from_json({name: identity.get(key) for name, key in IDENTITY_KEYS.items()})
     except ValueError:
         return None
 
@@ -78,8 +85,26 @@ def only_declared(identity: object) -> TransformRights:
     return TransformRights(declared=declared_by(identity))
 
 
-def load_transform(spec: JobSpec) -> tuple[Declaration, Transform | None] | None:
+async def as_begun(spec: JobSpec, target: Database) -> JobSpec:
+    """``spec`` with what the ledger beside its target says of its transform, if it knows the job: enough for whoever
+    only looks at it.
+    """
+    if spec.transform is None or spec.transforms.declared is not None:
+        return spec
+    connection = await target.connect("look")
+    try:
+        ledger = Ledger(connection)
+        job = await ledger.find(spec.name) if await ledger.installed_version() > 0 else None
+    finally:
+        await connection.close()
+    declared = declared_by(job.identity) if job is not None else None
+    return spec if declared is None else spec.with_transforms(replace(spec.transforms, declared=declared))
+
+
+async def load_transform(spec: JobSpec, *, runs: bool = True) -> tuple[Declaration, Transform | None] | None:
     """The transform of ``spec``, and what it declares; None for a job without one.
+
+    ``runs`` False: only to look at the job, so nothing is loaded if it is known what the transform declares.
 
     Raises ``TransformNotAllowed`` where it may not be loaded here and nobody knows what it declares, and
     ``TransformNotLoaded`` where its import fails.
@@ -88,9 +113,11 @@ def load_transform(spec: JobSpec) -> tuple[Declaration, Transform | None] | None
         return None
     rights = spec.transforms
     is_known = rights.declared is not None and rights.declared.reference == spec.transform
-    if rights.declared is not None and is_known and not rights.allow(spec.transform):
+    if rights.declared is not None and is_known and not (runs and rights.allow(spec.transform)):
         return rights.declared, None
-    transform = load(spec.transform, rights.allowed, search=rights.search)
+    # A module may import much, or hang: whoever waits for it holds up neither the loop nor the process's end.
+    loading = partial(load, spec.transform, rights.allowed, search=rights.search)
+    transform = await asyncio.get_running_loop().run_in_executor(DaemonExecutor("load"), loading)
     return transform.declaration, transform
 
 

@@ -315,6 +315,9 @@ class Worker:
             )
         )
         self._bad_rows.tell(span, observation.set_aside, self.name)
+        if observation.refused:
+            message = f"{observation.refused:,} rows of a chunk stay as they were: a trigger takes their update back"
+            shared.emit(Warned(job=shared.job, message=message))
         return replace(span, cursor=bound.to, rows=span.rows + observation.rows)
 
     async def _cut(self, span: Span) -> tuple[Bound, bool]:
@@ -347,17 +350,11 @@ class Worker:
         """Wait for the bucket, but not longer than until asked to stop (None)."""
         shared = self._shared
         asking = asyncio.ensure_future(shared.bucket.acquire(cost))
-        stopping = asyncio.ensure_future(shared.stop.wait())
         self.waiting = shared.bucket.reason
         try:
-            await asyncio.wait((asking, stopping), return_when=asyncio.FIRST_COMPLETED)
+            return None if await shared.stop.interrupts(asking) else asking.result()
         finally:
-            stopping.cancel()
             self.waiting = ""
-            if not asking.done():
-                asking.cancel()
-                await asyncio.gather(asking, return_exceptions=True)
-        return None if asking.cancelled() else asking.result()
 
     def _learn(self, bound: Bound, observation: Observation, busy_s: float) -> None:
         self._speed.moved(observation.scanned, busy_s)
@@ -464,9 +461,12 @@ class Worker:
         is_split = failure.action is Action.SPLIT and not is_away
         too_small = self.sizer.rows <= 1 and not self._bad_rows.has_room_for(failure)
         if failure.action in (Action.STOP, Action.CONFLICT) or (is_split and too_small):
+            if self._connected and not self._is_trusted:  # it stood still: what it met on waking is no news of the job
+                self._connected = False
+                span = await self._claim_again(span) if await self._connect() else span
             shared.fail((self._bad_rows.as_stop(failure) if attempt is not None else None) or as_stop(error))
             return span
-        if is_split or (not is_away and self.sizer.rows > shared.limits.min_rows):
+        if is_split or isinstance(error, TimeoutError) or (not is_away and self.sizer.rows > shared.limits.min_rows):
             self.sizer.failed()
         await self._back_off(failure, span)
         return await self._ask_whose_order(span) if failure.action is Action.PAUSE else span
@@ -523,7 +523,11 @@ class Worker:
         delay_s = FIRST_DELAY_S
         while not (self._connected or shared.stop.is_set):
             try:
-                await self._mover.open()
+                opening = asyncio.ensure_future(self._mover.open())
+                if await shared.stop.interrupts(opening):
+                    self._mover.abort()
+                    break
+                opening.result()
             except Exception as error:
                 failure = classify(error)
                 if failure.action not in DATABASE_IS_AWAY:

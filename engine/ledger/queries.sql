@@ -135,6 +135,11 @@ UPDATE backfill.span SET lease_until = NULL, worker = NULL, backends = '[]'
 SELECT id, phase, lo, hi, cursor, epoch, rows FROM backfill.span
  WHERE job_id = $1 AND id = $2 AND worker = $3 AND epoch = $4;
 
+-- name: stands_as
+-- Whether the span is still where a chunk of it began.
+SELECT EXISTS (SELECT FROM backfill.span
+                WHERE job_id = $1 AND id = $2 AND epoch = $3 AND cursor IS NOT DISTINCT FROM $4::text[] AND hi = $5::text[]);
+
 -- name: running
 -- Spans that somebody works on, for a worker that has none left.
 SELECT id, phase, lo, hi, cursor, epoch, rows, greatest(0, rows_estimated - scanned) AS rows_left
@@ -216,7 +221,8 @@ UPDATE backfill.worker SET seen_at = '-infinity', rows_per_s = 0, waiting = '' W
 
 -- name: status
 -- The revision is the newest line of the history: it changes with every change of state, orders and settings.
-SELECT s.*, (SELECT max(e.id) FROM backfill.event e WHERE e.job = s.job) AS revision
+SELECT s.*, (SELECT max(e.id) FROM backfill.event e WHERE e.job = s.job) AS revision,
+       (SELECT j.spec ->> 'transform' FROM backfill.job j WHERE j.name = s.job) AS transform
   FROM backfill.status s WHERE s.job = $1;
 
 -- name: status_all

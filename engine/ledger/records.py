@@ -242,6 +242,7 @@ class JobStatus:
     # Where they were asked for; not part of how the job is.
     number: int | None = field(default=None, compare=False)  # of the job in its ledger
     revision: int | None = field(default=None, compare=False)  # of the newest line of its history
+    transform: str | None = field(default=None, compare=False)  # that the job names: no repair can run it
 
     def as_json(self) -> dict[str, Any]:
         """The object of ``status --json``: its names are part of the contract."""

@@ -361,6 +361,11 @@ class Ledger(Pacing, Proof, Reporting, Requests):
         row = await self._row("reread", job_id, span.id, worker, span.epoch)
         return None if row is None else _span(row)
 
+    async def stands_as(self, job_id: int, span: Span) -> bool:
+        """True while the span is the caller's, and where he thinks: what the fence would say of a chunk of it."""
+        cursor = None if span.cursor is None else list(span.cursor)
+        return bool(await self._value("stands_as", job_id, span.id, span.epoch, cursor, list(span.hi)))
+
     async def running_spans(self, job_id: int, phase: Phase) -> tuple[tuple[Span, float], ...]:
         """Unfinished spans that somebody holds, with the rows they have left by the estimate they were planned with."""
         rows = await self._rows("running", job_id, phase.value)

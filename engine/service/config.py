@@ -30,7 +30,7 @@ from engine.spec.fields import CONNECTION_PATTERN, Bytes, Name, Reading, Seconds
 from engine.spec.misfit import Misfit
 from engine.spec.models import MAX_WORKERS
 from engine.spec.pacing import MAX_RATE_PER_S
-from engine.spec.transforms import ALLOWED_PATTERN
+from engine.transform.reference import ALLOWED_PATTERN
 
 DEFAULT_LISTEN: Final = "unix:///run/backfill/backfill.sock"
 MAX_BYTES: Final = 2**20

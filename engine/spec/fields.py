@@ -30,8 +30,9 @@ from engine.spec.dsn import Dsn
 from engine.spec.misfit import Misfit, nearest
 from engine.spec.names import TableRef, check_name, parse_names, quote_where_needed
 from engine.spec.signals import SignalSpec
-from engine.spec.transforms import TRANSFORM_PATTERN, TransformRights
+from engine.spec.transforms import TransformRights
 from engine.spec.windows import WINDOW_PATTERN, TimeWindow, find_zone
+from engine.transform.reference import TRANSFORM_PATTERN, split
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,12 +204,11 @@ _MOMENT_HINT: Final = 'write "2026-12-01T06:00:00+05:30" or "2026-12-01 06:00 As
 def _read_transform(value: object) -> str:
     if not isinstance(value, str):
         raise Misfit("must be text", "write transform: shop.transforms:cents")
-    if not _TRANSFORM.match(value):
+    if split(value) is None:
         raise Misfit("is not a transform's name", "write module.path:function, such as shop.transforms:cents")
     return value
 
 
-_TRANSFORM: Final = re.compile(TRANSFORM_PATTERN.rstrip("$") + r"\Z")
 CONNECTION_PATTERN: Final = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 _CONNECTION: Final = re.compile(CONNECTION_PATTERN.rstrip("$") + r"\Z")
 

@@ -226,6 +226,12 @@ class JobSpec(SpecModel):
         """What this host may load of the transform that the job names."""
         return self._transforms
 
+    def with_transforms(self, rights: TransformRights) -> JobSpec:
+        """The same job, with what this host may load of its transform."""
+        other = self.model_copy()
+        other._transforms = rights  # noqa: SLF001 - its own class
+        return other
+
     def meaning(self) -> dict[str, Any]:
         """What makes it this job and no other, as far as the spec knows it: JSON-able, without connection strings.
 

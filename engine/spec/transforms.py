@@ -9,16 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from engine.model import Declaration
 from engine.transform.loading import allows
-
-TRANSFORM_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
-"""Of what a spec names: one function of one module."""
-
-ALLOWED_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:(\*|[A-Za-z_][A-Za-z0-9_]*)$"
-"""Of what an operator allows: one function, or every transform of one module."""
 
 
 @dataclass(frozen=True, slots=True)

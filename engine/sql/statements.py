@@ -139,7 +139,7 @@ def insert_chunk(
     keys = source.key.columns
     selected = (
         f"SELECT {_expressions(target)}, {columns(keys)} FROM {qualified(source.table)} "
-        f"WHERE {within(keys, lo, to)}{where_clause(source)}{unused}"
+        f"WHERE {within(keys, lo, to)}{and_where(source)}{unused}"
     )
     values = [f"v{n}" for n in range(len(target.columns))]
     names = [f"k{n}" for n in range(len(keys))]
@@ -192,7 +192,7 @@ def _expressions(target: TargetShape) -> str:
     return ", ".join(field_expression(column) for column in target.columns)
 
 
-def where_clause(source: SourceShape) -> str:
+def and_where(source: SourceShape) -> str:
     """The job's own condition, behind others; empty without one."""
     return f" AND ({source.where})" if source.where else ""
 
@@ -208,7 +208,7 @@ def copy_query(source: SourceShape, target: TargetShape, cursor: KeyValue | None
     lo = None if cursor is None else value(cursor)
     return (
         f"SELECT {_expressions(target)} FROM {qualified(source.table)} "
-        f"WHERE {within(source.key.columns, lo, value(to))}{where_clause(source)} "
+        f"WHERE {within(source.key.columns, lo, value(to))}{and_where(source)} "
         f"ORDER BY {columns(source.key.columns)}"
     )
 
@@ -276,7 +276,7 @@ def _missing(source: SourceShape, target: TargetShape, lo: Bound | None, hi: Bou
     few and not of every row that is looked at.
     """
     keys = source.key.columns
-    held = f"SELECT {columns(keys)} FROM {qualified(source.table)} WHERE {within(keys, lo, hi)}{where_clause(source)}"
+    held = f"SELECT {columns(keys)} FROM {qualified(source.table)} WHERE {within(keys, lo, hi)}{and_where(source)}"
     return (
         f"WITH missing AS MATERIALIZED (SELECT d.xmin, {texts(target.key, 'd')} AS key "
         f"FROM {qualified(target.table)} AS d LEFT JOIN ({held}) AS s "
@@ -322,7 +322,7 @@ def present(source: SourceShape) -> str:
     return (
         "SELECT backfill_listed.n "
         f"FROM generate_series(0, cardinality($1::text[]) / {width} - 1) AS backfill_listed (n) "
-        f"WHERE EXISTS (SELECT FROM {qualified(source.table)} WHERE {same}{where_clause(source)})"
+        f"WHERE EXISTS (SELECT FROM {qualified(source.table)} WHERE {same}{and_where(source)})"
     )
 
 

@@ -19,10 +19,7 @@ from engine.model import KeyValue
 from engine.sql.identifiers import ident, qualified
 from engine.sql.literals import literal, text_array
 from engine.sql.predicates import columns, parameter, value, within
-from engine.sql.statements import STAGING, SourceShape, TargetShape, field_expression, where_clause
-
-_NEW: Final = "backfill_new"
-"""What the staging table is called beside the table that it is for."""
+from engine.sql.statements import STAGING, SourceShape, TargetShape, and_where, field_expression
 
 _SEND: Final = {
     16: "boolsend",
@@ -114,7 +111,7 @@ def passing_query(source: SourceShape, through: Passage, cursor: KeyValue | None
     lo = None if cursor is None else value(cursor)
     return (
         f"SELECT {through.selected(keys=keys)} FROM {qualified(source.table)} "
-        f"WHERE {within(source.key.columns, lo, value(to))}{where_clause(source)} "
+        f"WHERE {within(source.key.columns, lo, value(to))}{and_where(source)} "
         f"ORDER BY {_in_order(source)}"
     )
 
@@ -125,8 +122,8 @@ def passing_query(source: SourceShape, through: Passage, cursor: KeyValue | None
 @dataclass(frozen=True, slots=True)
 class Filling:
     """Everything that the statements in place need to know.  ``reads``: columns and the OIDs of their types below any
-    domain; ``assignments``: columns that SQL expressions fill beside; ``prefix`` begins no name of the table's columns,
-    so that an expression never means the staging table's.
+    domain; ``assignments``: columns that SQL expressions fill beside; ``prefix`` begins neither the table's name nor
+    one of its columns', so that an expression never means the staging table or something of it.
     """
 
     source: SourceShape
@@ -152,9 +149,27 @@ class Filling:
         return tuple(f"{self.prefix}w{n}" for n in range(len(self.writes)))
 
     @property
+    def place_name(self) -> str:
+        """Of the staging table: where a row of it lies.  Beside the table's own ``ctid`` that needs a name."""
+        return f"{self.prefix}place"
+
+    @property
+    def staged(self) -> str:
+        """The staging table as a FROM item, called ``prefix`` + ``new``.  By its columns only: system columns of its
+        own would make those of the table ambiguous in the user's expressions.
+        """
+        names = ", ".join(ident(name) for name in (*self.key_names, *self.read_names, *self.write_names))
+        return f"(SELECT {names}, ctid AS {ident(self.place_name)} FROM pg_temp.{STAGING}) AS {ident(self.alias)}"
+
+    @property
+    def alias(self) -> str:
+        """What the staging table is called beside the table that it is for."""
+        return f"{self.prefix}new"
+
+    @property
     def open_rows(self) -> str:
         """The rows that are still to be filled."""
-        return f"({self.done}) IS NOT TRUE{where_clause(self.source)}"
+        return f"({self.done}) IS NOT TRUE{and_where(self.source)}"
 
 
 def free_prefix(taken: Iterable[str]) -> str:
@@ -218,25 +233,27 @@ def update_staged(filling: Filling, *, first: bool) -> str:
     """
     key = filling.source.key.columns
     table = qualified(filling.source.table)
+    new = ident(filling.alias)
+    place = ident(filling.place_name)
     sets = [
         *(
-            f"{ident(column)} = {_NEW}.{ident(name)}"
+            f"{ident(column)} = {new}.{ident(name)}"
             for column, name in zip(filling.writes, filling.write_names, strict=True)
         ),
         *(f"{ident(column)} = ({expression})" for column, expression in filling.assignments.items()),
     ]
     same_key = " AND ".join(
-        f"{ident(column.name)} = {_NEW}.{ident(name)}" for column, name in zip(key, filling.key_names, strict=True)
+        f"{ident(column.name)} = {new}.{ident(name)}" for column, name in zip(key, filling.key_names, strict=True)
     )
     same_reads = "".join(
-        f" AND {_sent(column, oid)} IS NOT DISTINCT FROM {_NEW}.{ident(name)}"
+        f" AND {_sent(column, oid)} IS NOT DISTINCT FROM {new}.{ident(name)}"
         for (column, oid), name in zip(filling.reads, filling.read_names, strict=True)
     )
     unused = " AND ($1::text[] IS NULL OR true)" if first else ""
     return (
-        f"WITH moved AS (UPDATE {table} SET {', '.join(sets)} FROM pg_temp.{STAGING} AS {_NEW} "
+        f"WITH moved AS (UPDATE {table} SET {', '.join(sets)} FROM {filling.staged} "
         f"WHERE {same_key} AND {within(key, None if first else parameter(1), parameter(2))}{same_reads} "
-        f"AND {filling.open_rows}{unused} RETURNING {_NEW}.ctid AS place) "
+        f"AND {filling.open_rows}{unused} RETURNING {new}.{place} AS place) "
         "SELECT n AS rows, CASE WHEN n < $3::bigint THEN ARRAY(SELECT place::text FROM "
         f"(SELECT ctid AS place FROM pg_temp.{STAGING} EXCEPT SELECT place FROM moved) AS missed) END AS unwritten "
         "FROM (SELECT count(*) AS n FROM moved) AS counted"

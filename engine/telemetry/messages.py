@@ -47,6 +47,13 @@ _PHASES: Final = {
     Phase.CONFIRM: "all rows are compared; looking again at those that seemed to differ",
     Phase.RECHECK: "looking once more at rows that were repaired or did not stand still",
 }
+_REASONS: Final = {
+    "BF010": "that the transform rejected",
+    "BF011": "on which the transform raised",
+    "BF012": "with values that do not fit their columns",
+}
+"""Why the job itself sets rows aside: no error of the server, as every other SQLSTATE is."""
+
 _ENDS = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
@@ -90,6 +97,9 @@ def message(event: Event) -> tuple[Level, str] | None:
             return Level.VERBOSE, again
         case RowQuarantined():
             rows = "a row" if event.rows == 1 else f"{event.rows:,} rows"
+            if event.sqlstate in _REASONS:
+                why = f"{_REASONS[event.sqlstate]} ({event.sqlstate})"
+                return Level.NORMAL, f"{event.worker}: set aside {rows} of span {event.span} {why}"
             return Level.NORMAL, f"{event.worker}: set {rows} of span {event.span} aside after {event.sqlstate}"
         case SpanClaimed():
             how = "stole" if event.stolen else "claimed"

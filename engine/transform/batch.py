@@ -41,6 +41,17 @@ class NotRead(Misused, KeyError):
         return str(self.args[1])
 
 
+class _Marks:
+    """What was said about rows: one object for a batch and for all that are narrowed from it."""
+
+    __slots__ = ("drop", "reasons", "rejected")
+
+    def __init__(self) -> None:
+        self.drop: NDArray[np.bool_] | None = None
+        self.rejected: NDArray[np.int64] | None = None  # per row: the place of its reason, or NOT_REJECTED
+        self.reasons: list[str] = []
+
+
 class Batch:
     """Some rows of a table: ``batch["amount"]`` is a column that the transform reads, for all of them.
 
@@ -48,7 +59,7 @@ class Batch:
     ``rows`` entries in the same order, those of rejected and dropped rows included: what stands there is not looked at.
     """
 
-    __slots__ = ("_columns", "_drop", "_drops", "_reasons", "_rejected", "_rows", "_state")
+    __slots__ = ("_columns", "_drops", "_marks", "_rows", "_state")
 
     def __init__(
         self, columns: Mapping[str, Column | ListColumn], rows: int, *, state: Any = None, drops: bool = False
@@ -57,9 +68,7 @@ class Batch:
         self._rows = rows
         self._state = state
         self._drops = drops
-        self._drop: NDArray[np.bool_] | None = None
-        self._rejected: NDArray[np.int64] | None = None  # per row: the place of its reason, or NOT_REJECTED
-        self._reasons: list[str] = []
+        self._marks = _Marks()
 
     @classmethod
     def of(
@@ -76,15 +85,18 @@ class Batch:
             raise ValueError(f"the columns of a batch have one length, not {sorted(lengths)}")
         return cls(made, lengths.pop(), state=state, drops=True)
 
-    def narrow(self, declaration: Declaration) -> None:
-        """Be as a batch of a job is for a transform of that declaration: without other columns, and without ``drop``
-        unless it is declared.  Raises ``ValueError`` where a column that is read is not there.
+    def narrow(self, declaration: Declaration) -> Batch:
+        """The same rows as a batch of a job is for a transform of that declaration: without other columns, and without
+        ``drop`` unless it is declared.  What is rejected and dropped there, is here too.  Raises ``ValueError`` where
+        a column that is read is not there.
         """
         missing = [repr(name) for name, _ in declaration.reads if name not in self._columns]
         if missing:
             raise ValueError(f"the batch lacks {', '.join(missing)}, which the transform reads")
-        self._columns = {name: self._columns[name] for name, _ in declaration.reads}
-        self._drops = declaration.drops
+        columns = {name: self._columns[name] for name, _ in declaration.reads}
+        narrowed = Batch(columns, self._rows, state=self._state, drops=declaration.drops)
+        narrowed._marks = self._marks
+        return narrowed
 
     @property
     def rows(self) -> int:
@@ -123,12 +135,12 @@ class Batch:
         """
         if not isinstance(reason, str):
             raise Misused(f"reject: the reason is a str, not {type(reason).__name__}")
-        if self._rejected is None:
-            self._rejected = np.full(self._rows, NOT_REJECTED, np.int64)
-        chosen = self._mask(where, "reject") & (self._rejected == NOT_REJECTED)
+        if self._marks.rejected is None:
+            self._marks.rejected = np.full(self._rows, NOT_REJECTED, np.int64)
+        chosen = self._mask(where, "reject") & (self._marks.rejected == NOT_REJECTED)
         if chosen.any():
-            self._rejected[chosen] = len(self._reasons)
-            self._reasons.append(one_line(reason, MAX_REASON_CHARS) or "rejected")
+            self._marks.rejected[chosen] = len(self._marks.reasons)
+            self._marks.reasons.append(one_line(reason, MAX_REASON_CHARS) or "rejected")
 
     def drop(self, where: Any) -> None:
         """Leave rows out: not inserted into a target; left alone in place.  ``where`` as of ``reject``.
@@ -138,22 +150,22 @@ class Batch:
         if not self._drops:
             raise Misused("drop: the transform is not declared with drops=True")
         mask = self._mask(where, "drop")
-        self._drop = mask if self._drop is None else self._drop | mask
+        self._marks.drop = mask if self._marks.drop is None else self._marks.drop | mask
 
     @property
     def rejected(self) -> dict[int, str]:
         """The reason of each row that was rejected, by its number."""
-        if self._rejected is None:
+        if self._marks.rejected is None:
             return {}
-        rows = np.flatnonzero(self._rejected != NOT_REJECTED)
-        return {int(row): self._reasons[self._rejected[row]] for row in rows}
+        rows = np.flatnonzero(self._marks.rejected != NOT_REJECTED)
+        return {int(row): self._marks.reasons[self._marks.rejected[row]] for row in rows}
 
     @property
     def dropped(self) -> NDArray[np.bool_]:
         """Which rows are left out: bool of shape (rows,).  A row that is also rejected counts as rejected."""
-        mask = np.zeros(self._rows, np.bool_) if self._drop is None else self._drop.copy()
-        if self._rejected is not None:
-            mask &= self._rejected == NOT_REJECTED
+        mask = np.zeros(self._rows, np.bool_) if self._marks.drop is None else self._marks.drop.copy()
+        if self._marks.rejected is not None:
+            mask &= self._marks.rejected == NOT_REJECTED
         return mask
 
     def _mask(self, where: Any, what: str) -> NDArray[np.bool_]:

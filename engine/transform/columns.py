@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +11,11 @@ from numpy.typing import DTypeLike, NDArray
 
 INFINITY: Final = 2**63 - 1
 """What ``infinity`` of date, timestamp and timestamptz is, seen as int64 (``values.view(np.int64) == INFINITY``);
-``-INFINITY`` is ``-infinity``.  The number below that is NaT, which stands for NULL only."""
+``-INFINITY`` is ``-infinity``.  The number below that is NaT, which stands for NULL only.  numpy knows of no infinity:
+its ``astype`` makes the year 294247 or 1969 of it, ``dates()`` and ``timestamps()`` of a column keep it."""
+
+_DAY_MICROSECONDS: Final = 86_400 * 10**6
+_MOST_DAYS: Final = INFINITY // _DAY_MICROSECONDS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,7 +23,8 @@ class Column:
     """The values of one column, one per row.
 
     - ``values``: shape (n,), of the dtype that ``docs/transforms.md`` lists for the column's type.  What stands where
-      the value is NULL means nothing (zero, or None among objects).
+      the value is NULL means nothing (zero, or None among objects).  A masked array is taken apart: what it masks is
+      NULL too.
     - ``null``: bool of shape (n,), true where the value is NULL.  Left out: no value is.
     - ``scale``: for a ``numeric`` held as int64: a value is ``values * 10**-scale``.  None for everything else.
 
@@ -33,8 +38,11 @@ class Column:
 
     def __post_init__(self) -> None:
         _check_array(self.values, "values")
-        object.__setattr__(self, "null", _filled(self.null, np.zeros(len(self.values), np.bool_)))
-        _check_mask(self.null, len(self.values), "null", "values")
+        values, masked = _taken_apart(self.values)
+        null = _filled(self.null, np.zeros(len(values), np.bool_))
+        _check_mask(null, len(values), "null", "values")
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "null", null if masked is None else null | masked)
         _check_scale(self.scale)
 
     def __len__(self) -> int:
@@ -46,6 +54,16 @@ class Column:
         """True where the value is plus or minus infinity: bool of shape (n,), for dates, timestamps and floats."""
         return _infinite(self.values)
 
+    def dates(self) -> Column:
+        """The days of timestamps (or of dates), as ``date`` is written: ``datetime64[D]``, each infinity kept."""
+        return replace(self, values=_dates(self.values))
+
+    def timestamps(self) -> Column:
+        """The midnights of dates (or timestamps of any unit), as ``timestamp`` is written: ``datetime64[us]``, each
+        infinity kept.  ``ValueError`` where one is beyond the year 294247, which ``datetime64[us]`` cannot hold.
+        """
+        return replace(self, values=_timestamps(self.values, self.null))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ListColumn:
@@ -53,7 +71,8 @@ class ListColumn:
 
     Row ``i`` has the elements ``values[offsets[i]:offsets[i + 1]]``.
 
-    - ``values``: shape (m,), the elements of all rows, of the dtype of the element's type.
+    - ``values``: shape (m,), the elements of all rows, of the dtype of the element's type.  A masked array is taken
+      apart: what it masks is a NULL element.
     - ``offsets``: int64 of shape (n + 1,), from 0 to m, never falling.  A row that is NULL, or empty, has no elements.
     - ``null``: bool of shape (n,), true where the whole array is NULL.  Left out: none is.
     - ``element_null``: bool of shape (m,), true where an element is NULL.  Left out: none is.
@@ -79,10 +98,13 @@ class ListColumn:
             raise ValueError("offsets start at 0, never fall, and end at the number of values")
         rows = len(offsets) - 1
         object.__setattr__(self, "null", _filled(self.null, np.zeros(rows, np.bool_)))
-        object.__setattr__(self, "element_null", _filled(self.element_null, np.zeros(len(self.values), np.bool_)))
+        values, masked = _taken_apart(self.values)
+        element_null = _filled(self.element_null, np.zeros(len(values), np.bool_))
+        _check_mask(element_null, len(values), "element_null", "values")
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "element_null", element_null if masked is None else element_null | masked)
         object.__setattr__(self, "lower", _filled(self.lower, np.ones(rows, np.int32)))
         _check_mask(self.null, rows, "null", "the rows that offsets describe")
-        _check_mask(self.element_null, len(self.values), "element_null", "values")
         _check_array(self.lower, "lower")
         if self.lower.shape != (rows,) or self.lower.dtype != np.int32:
             raise TypeError(f"lower is int32 of shape ({rows},), not {_shown(self.lower)}")
@@ -109,6 +131,14 @@ class ListColumn:
         """True where an element is plus or minus infinity: bool of shape (m,)."""
         return _infinite(self.values)
 
+    def dates(self) -> ListColumn:
+        """As ``Column.dates``, of the elements."""
+        return replace(self, values=_dates(self.values))
+
+    def timestamps(self) -> ListColumn:
+        """As ``Column.timestamps``, of the elements."""
+        return replace(self, values=_timestamps(self.values, self.element_null))
+
     @classmethod
     def of(cls, rows: Iterable[Iterable[Any] | None], dtype: DTypeLike, *, scale: int | None = None) -> ListColumn:
         """From Python's lists: one per row, None for a row or an element that is NULL.  For tests and small batches."""
@@ -130,10 +160,48 @@ class ListColumn:
 def _infinite(values: NDArray[Any]) -> NDArray[np.bool_]:
     infinite = np.zeros(len(values), np.bool_)
     if values.dtype.kind == "M":
-        infinite |= np.abs(values.view(np.int64)) == INFINITY
+        infinite |= np.abs(_ticks(values)) == INFINITY
     elif values.dtype.kind == "f":
         infinite |= np.isinf(values)
     return infinite
+
+
+def _dates(values: NDArray[Any]) -> NDArray[Any]:
+    _check_times(values, "dates")
+    return _with_infinities(values, values.astype("datetime64[D]"))
+
+
+def _timestamps(values: NDArray[Any], null: NDArray[np.bool_]) -> NDArray[Any]:
+    _check_times(values, "timestamps")
+    finite = values[~(_infinite(values) | null | np.isnat(values))]
+    days = finite.astype("datetime64[D]").view(np.int64)
+    if np.datetime_data(values.dtype)[0] != "us" and (np.abs(days) >= _MOST_DAYS).any():
+        raise ValueError("a date beyond what datetime64[us] can hold (year 294247)")
+    return _with_infinities(values, values.astype("datetime64[us]"))
+
+
+def _with_infinities(values: NDArray[Any], converted: NDArray[Any]) -> NDArray[Any]:
+    """What numpy converted into a new array, with the infinities in it that numpy knows nothing of."""
+    infinite = _infinite(values)
+    converted.view(np.int64)[infinite] = _ticks(values)[infinite]
+    return converted
+
+
+def _ticks(values: NDArray[Any]) -> NDArray[np.int64]:
+    """Of datetime64, whatever its byte order."""
+    return values.astype(values.dtype.newbyteorder("="), copy=False).view(np.int64)
+
+
+def _check_times(values: NDArray[Any], name: str) -> None:
+    if values.dtype.kind != "M":
+        raise TypeError(f"{name}() is for datetime64, not for {values.dtype}")
+
+
+def _taken_apart(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """The plain values, and what a masked array masks; None for any other."""
+    if isinstance(values, np.ma.MaskedArray):
+        return np.ma.getdata(values), np.ma.getmaskarray(values)
+    return values, None
 
 
 def _filled(given: NDArray[Any] | None, otherwise: NDArray[Any]) -> NDArray[Any]:
@@ -149,6 +217,8 @@ def _check_array(array: object, name: str) -> None:
 
 def _check_mask(mask: NDArray[Any], length: int, name: str, beside: str) -> None:
     _check_array(mask, name)
+    if isinstance(mask, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a plain mask of bool, not a masked array")
     if mask.dtype != np.bool_:
         raise TypeError(f"{name} is a mask of bool, not of {mask.dtype}")
     if mask.shape != (length,):

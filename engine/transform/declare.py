@@ -21,12 +21,16 @@ Results = Mapping[str, Any]
 Function = Callable[["Batch"], "Results | Awaitable[Results]"]
 
 BATCH_ROWS: Final = 8192
-TIME_LIMIT_S: Final = 60.0
+TIME_LIMIT_S: Final = 30.0
 MAX_BATCH_ROWS: Final = 1_000_000
-MAX_TIME_LIMIT_S: Final = 24 * 3600.0
+MAX_TIME_LIMIT_S: Final = 45.0
+"""While a function works the servers wait, in the middle of a statement, which they end after 60 s."""
+
 
 MAX_CONCURRENCY: Final = 64
 """Each batch in flight may hold 1 MiB of rows as they came, and what they became."""
+
+_USAGE: Final = "@transform(reads=[…], writes=[…])"
 
 MAX_NAME_BYTES: Final = 63
 """PostgreSQL's NAMEDATALEN - 1: no column has a longer name."""
@@ -56,7 +60,7 @@ class Transform:
         concurrency: int = 1,
     ) -> None:
         if not callable(function):
-            raise DeclarationError("@transform stands before a function: @transform(reads=[…], writes=[…])")
+            raise DeclarationError(f"@transform stands before a function: {_USAGE}")
         if isinstance(function, Transform):
             raise DeclarationError(f"{function.reference} is a transform already: one @transform for each function")
         _takes(function, 1, "a transform takes the batch, and nothing else: def cents(batch)")
@@ -95,17 +99,18 @@ class Transform:
         """What the function gives back for these rows, which it sees as it would in a job: only the columns that it
         declares.  Of an ``async def``: what is to be awaited.
         """
-        batch.narrow(self.declaration)
-        return self.function(batch)
+        return self.function(batch.narrow(self.declaration))
 
     def __repr__(self) -> str:
         return f"<transform {self.reference}>"
 
 
 def transform(
+    function: Function | None = None,
+    /,
     *,
-    reads: Iterable[str] | Mapping[str, str],
-    writes: Iterable[str],
+    reads: Iterable[str] | Mapping[str, str] | None = None,
+    writes: Iterable[str] | None = None,
     setup: Callable[[], Any] | None = None,
     teardown: Callable[[Any], Any] | None = None,
     drops: bool = False,
@@ -113,7 +118,7 @@ def transform(
     time_limit_s: float = TIME_LIMIT_S,
     concurrency: int = 1,
 ) -> Callable[[Function], Transform]:
-    """Declare a function over the columns of a batch of rows to be a transform.
+    """Declare a function over the columns of a batch of rows to be a transform: ``@transform(reads=[…], writes=[…])``.
 
     - ``reads``: names of columns of the source table; or a mapping of names to forms, where ``"decimal"`` asks for a
       ``numeric`` as ``decimal.Decimal`` objects and ``""`` is the default.  May be empty.
@@ -128,10 +133,15 @@ def transform(
     The function is called again with the same rows when a chunk is tried again, or when some of them make it raise.
     Raises ``DeclarationError``.
     """
+    # Told in a sentence; Python's own TypeError would have none.
+    if function is not None:
+        raise DeclarationError(f"@transform alone says nothing of columns: {_USAGE}")
+    if reads is None or writes is None:
+        raise DeclarationError(f"{'reads' if reads is None else 'writes'} is missing: {_USAGE}")
 
-    def declared(function: Function) -> Transform:
+    def declared(decorated: Function) -> Transform:
         return Transform(
-            function,
+            decorated,
             reads=reads,
             writes=writes,
             setup=setup,
@@ -210,5 +220,8 @@ def _number(given: object, what: str, least: int, most: int) -> int:
 def _seconds(given: object) -> float:
     sound = isinstance(given, (int, float)) and not isinstance(given, bool) and math.isfinite(given)
     if not sound or not 0 < given <= MAX_TIME_LIMIT_S:  # type: ignore[operator]  # sound says that it is a number
-        raise DeclarationError(f"time_limit_s is a number of seconds, more than 0 and at most {MAX_TIME_LIMIT_S:,.0f}")
+        raise DeclarationError(
+            f"time_limit_s is a number of seconds, more than 0 and at most {MAX_TIME_LIMIT_S:,.0f}: servers wait for"
+            " one call in the middle of a statement, and end it after 60 s. A smaller batch_rows makes calls shorter"
+        )
     return float(given)  # type: ignore[arg-type]

@@ -14,7 +14,10 @@ from engine._native.rows import Rows
 from engine.transform.columns import Column, ListColumn
 from engine.transform.types import ColumnType, Kind
 
-Decoded = tuple[NDArray[Any], NDArray[np.bool_], list[tuple[int, str]]]
+BadValues = list[tuple[int, str]]
+"""Places among the values, ascending, and what is wrong there."""
+
+Decoded = tuple[NDArray[Any], NDArray[np.bool_], BadValues]
 
 _DECODERS: Final[dict[Kind, Callable[[native.Cells], Decoded]]] = {
     Kind.BOOL: native.decode_bool,
@@ -36,10 +39,14 @@ _DECODERS: Final[dict[Kind, Callable[[native.Cells], Decoded]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """A row whose value could not be decoded or encoded: its place in the batch, and why, without the value."""
+    """A row whose value could not be decoded or encoded: its place in the batch, and why, without the value.
+
+    ``by_type``: an object of another Python type than the column's, whatever its value.
+    """
 
     row: int
     reason: str
+    by_type: bool = False
 
 
 def decode(rows: Rows, field: int, column: ColumnType) -> tuple[Column | ListColumn, list[Bad]]:
@@ -88,5 +95,5 @@ def _without(
     return values[kept_elements], np.concatenate(([0], np.cumsum(lengths))), element_null[kept_elements]
 
 
-def _named(column: ColumnType, bad: list[tuple[int, str]]) -> list[Bad]:
+def _named(column: ColumnType, bad: BadValues) -> list[Bad]:
     return [Bad(row, f"{column.name}: {reason}") for row, reason in bad]

@@ -7,8 +7,11 @@ the line and the text of that line are the author's own.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import linecache
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
@@ -19,6 +22,8 @@ MAX_CLASS_CHARS: Final = 80
 MAX_CAUSES: Final = 3
 MAX_DECORATOR_LINES: Final = 30
 
+_ASYNCIO_RUN: Final = asyncio.run.__code__.co_filename
+
 IsOwn = Callable[[FrameType], bool]
 """True for a frame that runs the author's own code."""
 
@@ -27,7 +32,7 @@ IsOwn = Callable[[FrameType], bool]
 class Place:
     """A line of somebody's code."""
 
-    file: str  # below the working directory: relative to it
+    file: str  # as `shown_file` has it
     line: int
     function: str
     source: str  # the line's text; empty where the file cannot be read
@@ -90,6 +95,21 @@ def waiting(coroutine: Any, is_own: IsOwn) -> Place | None:
     return found
 
 
+def close_unawaited(error: BaseException) -> None:
+    """Close the coroutine that ``asyncio.run`` was given and would not run, since a loop runs in this thread already.
+
+    Python would warn of it otherwise, some time later, as if it were ours.
+    """
+    traceback = error.__traceback__ if isinstance(error, RuntimeError) else None
+    while traceback is not None:
+        code, given = traceback.tb_frame.f_code, traceback.tb_frame.f_locals.get("main")
+        if code.co_filename == _ASYNCIO_RUN and inspect.iscoroutine(given):
+            if inspect.getcoroutinestate(given) == inspect.CORO_CREATED:
+                given.close()
+            return
+        traceback = traceback.tb_next
+
+
 def class_of(error: BaseException) -> str:
     """The exception's class, with those it came from: ``ValueError (from KeyError)``."""
     causes = [_name(cause) for cause in _causes(error)]
@@ -129,11 +149,19 @@ def _class_name(kind: type) -> str:
 
 
 def shown_file(file: str) -> str:
-    """The file's name, relative to the working directory if it lies below that."""
-    try:
-        return str(Path(file).relative_to(Path.cwd()))
-    except (ValueError, OSError):
+    """The file's name below the folder that Python finds it in, or below the working directory; of any other its last
+    two parts.  Where somebody's host keeps its files is nobody else's business.
+    """
+    path = Path(file)
+    if not path.is_absolute():
         return file
+    folders = [Path(entry) for entry in sys.path]
+    with suppress(OSError):  # the working directory is gone
+        folders = [folder.absolute() for folder in (*folders, Path())]
+    inside = max((f for f in folders if path.is_relative_to(f)), key=lambda folder: len(folder.parts), default=None)
+    if inside is None or inside == Path(inside.anchor):
+        return str(Path("…", *path.parts[-2:]))
+    return str(path.relative_to(inside))
 
 
 def source_line(file: str, line: int) -> str:

@@ -19,12 +19,30 @@ from engine.transform.columns import Column, ListColumn
 from engine.transform.declare import Transform
 from engine.transform.decoding import Bad, decode
 from engine.transform.encoding import WrongResult, encode
-from engine.transform.failures import IsOwn, Place, class_of, definition_of, innermost, of_file
+from engine.transform.failures import (
+    IsOwn,
+    Place,
+    class_of,
+    close_unawaited,
+    definition_of,
+    innermost,
+    of_file,
+)
 from engine.transform.types import ColumnType
 
 REJECTED: Final = "BF010"
 RAISED: Final = "BF011"
 BAD_VALUE: Final = "BF012"
+
+GO_ON: Final = "then backfill resume, and run again"
+"""What to do once a function is mended: the end of hints."""
+
+TIME_LIMIT_HINT: Final = (
+    f"time_limit_s of @transform is what one call may take: mend the function, or lower batch_rows; {GO_ON}"
+)
+
+MOST_BY_CHANCE: Final = 1
+"""Of a batch whose values are all of a wrong type, so many may be bad rows; more are the function's mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +58,6 @@ class Rejected:
     sqlstate: str
 
 
-@dataclass(slots=True)
-class Spent:
-    """Seconds by what they were spent on, summed over a worker's batches."""
-
-    decode_s: float = 0.0
-    function_s: float = 0.0
-    encode_s: float = 0.0
-    assemble_s: float = 0.0
-
-    @property
-    def total_s(self) -> float:
-        """All of it."""
-        return self.decode_s + self.function_s + self.encode_s + self.assemble_s
-
-
 @dataclass(eq=False, slots=True)
 class Call:
     """A call of the author's code, as whoever watches it sees it.  Times are of ``time.monotonic``."""
@@ -65,6 +68,7 @@ class Call:
     definition: Place | None
     entered: float | None = None
     awaits: Any = None  # what is awaited, of an async function
+    unseen_s: float = 0.0  # since it was entered, in which nobody could watch: the process may have stood still
 
     @classmethod
     def of(cls, what: str, limit_s: float, function: Any) -> Call:
@@ -75,7 +79,17 @@ class Call:
     def overdue_s(self) -> float | None:
         """By how much it is over its time; negative: what it has left.  None while it is not running."""
         entered = self.entered  # another thread may end it now
-        return None if entered is None else time.monotonic() - entered - self.limit_s
+        return None if entered is None else time.monotonic() - entered - self.unseen_s - self.limit_s
+
+    def forgive(self, since: float) -> None:
+        """The time from ``since`` until now does not count."""
+        entered = self.entered
+        if entered is not None:
+            self.unseen_s += time.monotonic() - max(entered, since)
+
+
+class TookTooLong(TransformFailed):
+    """A call has come back at last, after having used a processor for longer than it may take in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +132,6 @@ class Passage:
     ) -> None:
         self.transform = transform
         self.state: Any = None
-        self.spent = Spent()
         self._reads = tuple(reads)
         self._writes = tuple(writes)
         self._layout = tuple(layout)
@@ -132,12 +145,10 @@ class Passage:
         """The columns that the function reads, and the rows with a value that cannot be decoded."""
         columns: dict[str, Column | ListColumn] = {}
         bad: dict[int, str] = {}
-        began = time.perf_counter()
         for number, column in self._reads:
             columns[column.name], found = decode(rows, number, column)
             for one in found:
                 bad.setdefault(one.row, one.reason)
-        self.spent.decode_s += time.perf_counter() - began
         return columns, bad
 
     async def attempt(
@@ -147,15 +158,10 @@ class Passage:
         if columns is None:
             columns, _ = self.bad_rows(rows)
         batch = Batch(columns, rows.count, state=self.state, drops=self.transform.declaration.drops)
-        began = time.perf_counter()
-        try:
-            given = await called(call, lambda: self.transform.function(batch))
-        finally:
-            self.spent.function_s += time.perf_counter() - began
+        given = await called(call, lambda: self.transform.function(batch))
         return given if isinstance(given, Raised) else self._finish(rows, batch, given)
 
     def _finish(self, rows: Rows, batch: Batch, given: Any) -> Done:
-        began = time.perf_counter()
         encoded, rejected = self._encoded(batch, given)
         dropped = batch.dropped
         keep: NDArray[np.bool_] | None = None
@@ -163,10 +169,7 @@ class Passage:
             keep = ~dropped
             keep[list(rejected)] = False
         kept = rows.count if keep is None else int(keep.sum())
-        assembling = time.perf_counter()
         piece = assemble(rows, self._layout, encoded, keep) if kept else b""
-        self.spent.encode_s += assembling - began
-        self.spent.assemble_s += time.perf_counter() - assembling
         return Done(piece, kept, rows.count - kept - len(rejected), [rejected[row] for row in sorted(rejected)])
 
     def _encoded(self, batch: Batch, given: Any) -> tuple[list[Encoded], dict[int, Rejected]]:
@@ -189,17 +192,29 @@ class Passage:
         for column in self._writes:
             values, bad = self._encoded_column(given[column.name], column, batch.rows)
             encoded.append(values)
+            bad = [one for one in bad if not dropped[one.row] and one.row not in rejected]
+            if len(bad) > MOST_BY_CHANCE and all(one.by_type for one in bad):
+                self._see_that_some_fit(values, bad, lambda row: bool(dropped[row]) or row in rejected)
             for one in bad:
-                if not dropped[one.row]:
-                    rejected.setdefault(one.row, Rejected(one.row, one.reason, BAD_VALUE))
+                rejected[one.row] = Rejected(one.row, one.reason, BAD_VALUE)
         return encoded, rejected
 
     def _encoded_column(self, given: Any, column: ColumnType, rows: int) -> tuple[Encoded, list[Bad]]:
+        if inspect.iscoroutine(given):
+            raise self._wrong(f"gave back a column that cannot be written: column {column.name!r}: {_kind_of(given)}")
         try:
             return encode(given, column, rows)
         except WrongResult as error:
             wrong = str(error)
+        except Exception as error:  # noqa: BLE001 - objects are asked for their number and their text: code of others
+            wrong = f"column {column.name!r}: it cannot be encoded: {class_of(error)}"
         raise self._wrong(f"gave back a column that cannot be written: {wrong}")
+
+    def _see_that_some_fit(self, values: Encoded, bad: Sequence[Bad], is_passed_by: Callable[[int], bool]) -> None:
+        """Refuse a column of which every object is of a wrong type: that is the function's mistake, and no row's."""
+        wrong = {one.row for one in bad}
+        if all(row in wrong or is_passed_by(row) or values.value(row) is None for row in range(len(values))):
+            raise self._wrong(f"gave back a column that cannot be written, by the type of every value: {bad[0].reason}")
 
     @property
     def _expected(self) -> str:
@@ -207,40 +222,48 @@ class Passage:
 
     def _wrong(self, what: str) -> TransformFailed:
         at = f"; it stands at {self._call.definition.shown}" if self._call.definition is not None else ""
-        return TransformFailed(f"{self._call.what} {what}{at}")
+        return TransformFailed(f"{self._call.what} {what}{at}", hint=f"mend the function; {GO_ON}")
 
 
 async def called(call: Call, function: Callable[[], Any]) -> Any:
     """What the author's code gives back, awaited if need be; ``Raised`` where it raises an ``Exception``.
 
-    Raises ``TransformFailed`` for misuse, for what would end a program or a task, and for a call that was too long.
+    Raises ``TransformFailed`` for misuse and for what would end a program or a task; ``TookTooLong`` for a call that
+    nobody could watch, since it kept the interpreter's lock.  Only what it did itself counts then: a clock goes on
+    while a process stands still.
     """
     misused = ""
     fatal = False
     raised: Raised | None = None
     given: Any = None
-    call.entered = time.monotonic()
+    call.entered, call.unseen_s = time.monotonic(), 0.0
+    began, busy_s = time.thread_time(), 0.0
     try:
-        given = function()
+        try:
+            given = function()
+        finally:
+            busy_s = time.thread_time() - began
         if inspect.isawaitable(given):
             call.awaits = given
             given = await given
     except Misused as error:
         raised, misused = Raised("", innermost(error.__traceback__, call.is_own)), error.safe
     except BaseException as error:  # noqa: BLE001 - SystemExit and CancelledError too are the function's
+        close_unawaited(error)
         raised = Raised(class_of(error), innermost(error.__traceback__, call.is_own))
         fatal = not isinstance(error, Exception)
     finally:
-        overdue_s, call.entered, call.awaits = call.overdue_s(), None, None
+        call.entered, call.awaits = None, None
     # Outside of the handlers, so that no error holds the frames of the function, and with them its rows.
     if misused:
-        at = f" at {raised.place.shown}" if raised is not None and raised.place is not None else ""
-        raise TransformFailed(f"{call.what}: {misused}{at}")
+        at = f"; at {raised.place.shown}" if raised is not None and raised.place is not None else ""
+        raise TransformFailed(f"{call.what}: {misused}{at}", hint=f"mend the function; {GO_ON}")
     if fatal and raised is not None:
-        raise TransformFailed(f"{call.what} raised {raised.shown}")
-    if overdue_s is not None and overdue_s > 0:
-        took_s = call.limit_s + overdue_s
-        raise TransformFailed(f"{call.what} took {took_s:,.1f} s; its time limit is {call.limit_s:,g} s")
+        raise TransformFailed(f"{call.what} raised {raised.shown}", hint=f"mend the function; {GO_ON}")
+    if busy_s > call.limit_s:
+        raise TookTooLong(
+            f"{call.what} took {busy_s:,.1f} s; its time limit is {call.limit_s:,g} s", hint=TIME_LIMIT_HINT
+        )
     return raised if raised is not None else given
 
 
@@ -280,4 +303,8 @@ def _texts(code: CodeType) -> Iterator[str]:
 def _kind_of(given: Any) -> str:
     if inspect.isgenerator(given) or inspect.isasyncgen(given):
         return "a generator (yield, where return is expected)"
-    return "None" if given is None else f"a {type(given).__name__}"
+    if inspect.iscoroutine(given):
+        given.close()  # or Python would warn of it, some time later, as if it were ours
+        return "a coroutine (await it)"
+    kind = type(given).__name__
+    return "None" if given is None else f"{'an' if kind == 'ndarray' or kind[0] in 'aeio' else 'a'} {kind}"

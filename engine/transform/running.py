@@ -14,10 +14,21 @@ from numpy.typing import NDArray
 
 from engine._native.rows import Rows
 from engine.errors import BackfillError, TooManyBadRows, TransformFailed
-from engine.transform.blaming import without_raising
+from engine.transform.blaming import InARow, without_raising
 from engine.transform.declare import Transform
 from engine.transform.failures import at_work, class_of, innermost, waiting
-from engine.transform.passing import BAD_VALUE, Call, Done, Passage, Raised, Rejected, Spent, called
+from engine.transform.passing import (
+    BAD_VALUE,
+    GO_ON,
+    TIME_LIMIT_HINT,
+    Call,
+    Done,
+    Passage,
+    Raised,
+    Rejected,
+    TookTooLong,
+    called,
+)
 from engine.transform.thread import LoopThread, ThreadEnded
 from engine.transform.types import ColumnType
 
@@ -37,6 +48,9 @@ LOOK_EVERY_S: Final = 5.0
 MARGIN_S: Final = 0.01
 """After a call's time is over, before that is looked at."""
 
+STANDSTILL_S: Final = 1.0
+"""Whoever comes so much later than he meant to has not been watching: the process stood still, or its interpreter."""
+
 
 @dataclass(frozen=True, slots=True)
 class Applied:
@@ -46,7 +60,6 @@ class Applied:
     rows: int  # in piece
     dropped: int
     rejected: tuple[Rejected, ...]  # ascending by row
-    seconds: float  # from when its turn came
 
 
 class Runner:
@@ -79,14 +92,11 @@ class Runner:
         self._slots = asyncio.Semaphore(transform.concurrency)  # of the thread's loop
         self._thread: LoopThread | None = None
         self._calls: set[Call] = set()
+        self._watched_at = 0.0  # by time.monotonic, when somebody has last come back from a standstill
+        self._in_a_row = InARow({number for number, _ in reads} | {field for field in layout if field >= 0})
         self._dead: TransformFailed | None = None
         self._stray: Raised | None = None  # the first error of something that the function left behind
         self._is_set_up = False
-
-    @property
-    def spent(self) -> Spent:
-        """Seconds spent so far, by what on."""
-        return self._passage.spent
 
     async def start(self) -> None:
         """Start the thread and call the set-up in it.  Raises ``TransformFailed``."""
@@ -105,7 +115,7 @@ class Runner:
         """What becomes of a batch.  Raises ``TransformFailed`` and ``TooManyBadRows``."""
         assert self._is_set_up, "start() comes first"
         if not rows.count:
-            return Applied(b"", 0, 0, (), 0.0)
+            return Applied(b"", 0, 0, ())
         most = self.most_rejected
         return await self._in_thread(lambda: self._apply(rows, most), self._transform.time_limit_s)
 
@@ -146,7 +156,11 @@ class Runner:
             raise _again(failure)
         errand = thread.submit(work)
         try:
-            while failure is None and not await errand.waited(self._look_again_in_s(limit_s)):
+            while failure is None:
+                began, within_s = time.monotonic(), self._look_again_in_s(limit_s)
+                if await errand.waited(within_s):
+                    break
+                self._forgive(began, within_s)
                 self._look(thread)
                 failure = self._dead
             if failure is None:
@@ -154,6 +168,8 @@ class Runner:
         except ThreadEnded:
             how = f": {self._stray.shown}" if self._stray is not None else ""
             failure = self._dead = self._dead or TransformFailed(f"{self._name} has ended its thread{how}")
+        except TookTooLong as error:
+            failure = self._dead = TransformFailed(error.message, hint=error.hint)
         except BackfillError as error:
             failure = error
         finally:
@@ -163,6 +179,14 @@ class Runner:
     def _look_again_in_s(self, limit_s: float) -> float:
         left = [-overdue_s for call in tuple(self._calls) if (overdue_s := call.overdue_s()) is not None]
         return min([max(left_s, 0.0) for left_s in left] + [limit_s, LOOK_EVERY_S]) + MARGIN_S
+
+    def _forgive(self, began: float, within_s: float) -> None:
+        """No call is over its time by a standstill of us all: what passed since the last look does not count."""
+        now = time.monotonic()
+        if now - began > within_s + STANDSTILL_S:
+            since, self._watched_at = max(began, self._watched_at), now  # of those that wait each comes late, once
+            for call in tuple(self._calls):
+                call.forgive(since)
 
     def _look(self, thread: LoopThread) -> None:
         """Give the thread up if a call in it is over its time."""
@@ -176,7 +200,7 @@ class Runner:
             at = f"; it is at {place.shown}" if place is not None else ""
             self._dead = TransformFailed(
                 f"{call.what} has not come back after {call.limit_s:,g} s{at}",
-                hint="time_limit_s of @transform is what one call may take",
+                hint=TIME_LIMIT_HINT,
             )
             thread.end()
             thread.force()
@@ -197,7 +221,7 @@ class Runner:
         with self._calling(Call.of(f"the set-up of {self._name}", SET_UP_LIMIT_S, setup)) as call:
             state = await called(call, setup)
         if isinstance(state, Raised):
-            raise TransformFailed(f"{call.what} raised {state.shown}")
+            raise TransformFailed(f"{call.what} raised {state.shown}", hint=f"mend it on this host; {GO_ON}")
         return state
 
     async def _tear_down(self) -> None:
@@ -210,7 +234,6 @@ class Runner:
 
     async def _apply(self, rows: Rows, most: int) -> Applied:
         async with self._slots:
-            began = time.perf_counter()
             with self._calling(self._passage.call()) as call:
                 pieces, rejected = await self._passed(call, rows, most)
             return Applied(
@@ -218,7 +241,6 @@ class Runner:
                 rows=sum(done.rows for done in pieces),
                 dropped=sum(done.dropped for done in pieces),
                 rejected=tuple(sorted(rejected, key=lambda one: one.row)),
-                seconds=time.perf_counter() - began,
             )
 
     async def _passed(self, call: Call, rows: Rows, most: int) -> tuple[list[Done], list[Rejected]]:
@@ -235,6 +257,7 @@ class Runner:
             columns, _ = self._passage.bad_rows(rows)
         outcome = await self._passage.attempt(call, rows, columns)
         if isinstance(outcome, Done):
+            self._in_a_row.end()
             pieces = [(0, outcome)]
         else:
             pieces = await without_raising(
@@ -244,6 +267,7 @@ class Runner:
                 self._name,
                 most=most,
                 found=len(rejected),
+                in_a_row=self._in_a_row,
             )
         for first, done in pieces:
             for one in done.rejected:
@@ -261,13 +285,14 @@ class Runner:
             at = f"; it stands at {definition.shown}" if last.sqlstate == BAD_VALUE and definition is not None else ""
             raise TransformFailed(
                 f"{self._name} cannot pass a row: {last.reason}{at}",
-                hint="errors.max_quarantined sets such rows aside",
+                hint="mend the function, or in a spec file errors: {max_quarantined: N} sets up to N such rows aside;"
+                f" {GO_ON}",
                 sqlstate=last.sqlstate,
             )
         raise TooManyBadRows(
             f"{self._name} cannot pass {len(rejected):,} rows of one batch (one of them: {last.reason}); {most:,} may"
             " be set aside",
-            hint="mend the rows or the function, or raise errors.max_quarantined; then backfill resume, and run again",
+            hint=f"mend the rows or the function, or raise errors.max_quarantined; {GO_ON}",
             sqlstate=last.sqlstate,
         )
 

@@ -109,11 +109,6 @@ class LoopThread:
         """Begin to run."""
         self._thread.start()
 
-    @property
-    def is_alive(self) -> bool:
-        """False from when the loop has ended, or was told to."""
-        return not self._is_ended and self._thread.is_alive()
-
     def submit(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> Errand[Result]:
         """Have ``work`` run in the thread, and its result brought to the loop that is running here."""
         errand = Errand(work)

@@ -132,8 +132,7 @@ def column_type(column: Column, form: str = "") -> ColumnType | None:
     """How a transform reads or writes ``column``, asked for in one of ``FORMS``.
 
     None: not supported; the column's type is none of those that ``docs/transforms.md`` lists, or does not have that
-    form.  Domains count as their base type; what modifier that one is declared with is not known here, so a domain
-    over ``numeric(12,2)`` is read as Decimals.
+    form.  Domains count as their base type with the modifier that they give it.
     """
     element = _ARRAYS.get(column.category_oid)
     found = _scalar(column, column.category_oid if element is None else element)
@@ -159,7 +158,7 @@ def _scalar(column: Column, oid: int) -> ColumnType | None:
         return None
     kind, _array = _SCALARS[oid]
     precision = scale = None
-    if oid == _NUMERIC and (declared := _NUMERIC_MODIFIER.fullmatch(column.type_name)):
+    if oid == _NUMERIC and (declared := _NUMERIC_MODIFIER.fullmatch(column.declared_base or column.type_name)):
         precision, scale = int(declared[1]), int(declared[2])
         if precision <= MAX_SCALED_DIGITS and 0 <= scale <= MAX_SCALED_DIGITS:
             kind = Kind.SCALED

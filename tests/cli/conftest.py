@@ -24,7 +24,7 @@ from engine.cli.main import main
 from tests.support.daemon import RunningDaemon, running_daemon
 from tests.support.databases import FreshDatabase, TwoDatabases
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 PIPE_BYTES = 1 << 20
 """Nobody reads while a process runs: what it says must fit into the pipe, or it would stand still."""
 

@@ -20,7 +20,7 @@ from engine.cli.orders import _who_goes_on
 from engine.cli.places import LONG_PATIENCE_S, Place, Remote
 from engine.cli.serve import _tell
 from engine.cli.terminal import Terminal
-from engine.cli.verified import tell_found
+from engine.cli.verified import How, tell_found
 from engine.cli.watched_job import Steadily
 from engine.cli.words import NOBODY, one_line, proof
 from engine.client import DaemonError
@@ -187,7 +187,7 @@ def test_keys_of_rows_are_offered_only_where_they_are_shown(
         outcome="mismatch", rows=9, suspects=1, mismatched=1, missing=0, extra=0, unsettled=0, repaired=0, columns={},
         not_compared=(), truncated=False, target_mark=None,
     )  # fmt: skip
-    tell_found(Terminal(), None, "cents", found, by_daemon=by_daemon)
+    tell_found(Terminal(), None, "cents", found, How(by_daemon=by_daemon))
     said = capsys.readouterr().err
     assert "--repair mends them" in said and ("--show-rows" in said) is not by_daemon
 

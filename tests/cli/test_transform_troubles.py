@@ -104,6 +104,23 @@ def test_the_job_stops_and_the_error_shows_the_line(
     assert table.sql("SELECT state FROM backfill.job") == "failed"
 
 
+def test_a_column_of_wrong_objects_stops_the_job_whatever_may_be_set_aside(
+    backfill: Cli, table: FreshDatabase, job: Callable[..., Path]
+) -> None:
+    ended = backfill("run", job("wrong_objects", errors={"max_quarantined": ROWS}))
+    failed(ended, "wrong_objects", "by the type of every value: h: str instead of int")
+    assert table.sql("SELECT count(*) FROM backfill.quarantine") == "0"
+
+
+def test_values_that_the_column_can_never_hold_are_found_before_anything_is_written(
+    backfill: Cli, table: FreshDatabase, job: Callable[..., Path]
+) -> None:
+    refused = backfill("run", job("too_large_from_the_first_row", errors={"max_quarantined": ROWS}))
+    assert refused.code == 4, refused.err
+    assert "TRANSFORM_FAILS" in refused.err and "a number that int8 cannot hold" in " ".join(refused.err.split())
+    assert table.sql("SELECT count(*) FROM t WHERE h IS NOT NULL") == "0"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.long if name == "hangs" else ()) for name in OUT_OF_HAND]
@@ -122,7 +139,7 @@ def test_what_gets_out_of_hand_neither_ends_nor_keeps_its_process(
 def test_who_interrupts_twice_does_not_wait_for_a_function(
     backfill: Cli, table: FreshDatabase, job: Callable[..., Path]
 ) -> None:
-    running = backfill.start("run", job("hangs_for_an_hour"))
+    running = backfill.start("run", job("hangs_for_long"))
     rest = "SELECT count(*) <= 500 FROM t WHERE h IS NULL"
     eventually(lambda: table.sql(rest) == "t", "all chunks but the one that hangs")
     running.signal(signal.SIGINT)

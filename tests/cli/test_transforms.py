@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +42,12 @@ def picky(batch: Batch):
 @transform(reads=["amount"], writes=["cents"])
 def broken(batch: Batch):
     return {"cents": batch["amount"].values / len(batch.no_such_attribute)}
+
+
+@transform(reads=["amount"], writes=["cents"])
+def prints(batch: Batch):
+    print("values of rows:", batch["amount"].values[:3])
+    return {"cents": batch["amount"].values}
 """
 
 _numbers = itertools.count()
@@ -82,6 +90,15 @@ def test_flags_say_the_same(backfill: Cli, shop: FreshDatabase, module: str) -> 
     done = backfill("run", "--table", "orders", "--transform", f"{module}:cents", "--name", "by-flags")
     assert done.code == 0, done.err
     assert wrong_rows(shop) == 0
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_what_a_function_prints_is_kept_out_of_the_json(backfill: Cli, shop: FreshDatabase, job, command: str) -> None:
+    done = backfill(command, job("prints"), "--json")
+    assert done.code == 0, done.err
+    assert "values of rows" in done.err
+    for line in done.out.splitlines():
+        assert isinstance(json.loads(line), dict)
 
 
 def test_validate_imports_nothing(backfill: Cli, job, imported) -> None:
@@ -147,6 +164,16 @@ def test_a_worker_that_may_ends_what_others_began(backfill: Cli, shop: FreshData
     assert done.code == 0, done.err
     assert done.events("job.finished")[0]["state"] == "done"
     assert wrong_rows(shop) == 0
+
+
+def test_what_a_function_prints_is_kept_out_of_a_workers_json(
+    backfill: Cli, shop: FreshDatabase, job, module: str
+) -> None:
+    asyncio.run(put_job(load_spec(job("prints", pace={"signals": "off"}), os.environ)))
+    done = backfill("worker", "--once", "--json", "--allow-transform", f"{module}:*")
+    assert done.code == 0, done.err
+    assert "values of rows" in done.err
+    assert "job.finished" in [json.loads(line)["event"] for line in done.out.splitlines()]
 
 
 def test_a_worker_leaves_a_job_aside_whose_transform_it_may_not_load(
@@ -225,6 +252,32 @@ def test_who_only_looks_need_not_load_it(backfill: Cli, shop: FreshDatabase, job
     assert backfill("grants", "cents", "--to", "somebody").code == 0
 
 
+def test_who_only_looks_at_a_job_that_is_begun_does_not_load_it_by_its_file_either(
+    backfill: Cli, shop: FreshDatabase, job, module: str, tmp_path: Path, imported
+) -> None:
+    path = job()
+    assert backfill("run", path).code == 0
+    sys.modules.pop(module, None)
+    (tmp_path / "imported").unlink()
+    assert backfill("verify", path).code == 0
+    assert backfill("gate", path).code in (0, 7, 8)
+    assert "application" in backfill("dualwrite", path, "--check").err
+    assert backfill("grants", path, "--to", "somebody").code == 0
+    assert not imported()
+    (tmp_path / f"{module}.py").write_text("raise ValueError")
+    assert backfill("verify", path, "--json").code == 0
+
+
+def test_what_lies_in_the_working_directory_is_nothing_to_python_m(tmp_path: Path) -> None:
+    """It would hide what is installed, in a daemon too."""
+    for name in ("click", "yaml", "asyncpg", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('taken from the working directory')")
+    command = [sys.executable, "-m", "engine", "validate", "nothing.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert "taken from" not in done.stdout + done.stderr
+    assert "nothing.yaml" in done.stderr
+
+
 def test_a_verification_in_place_counts_what_is_not_done(backfill: Cli, shop: FreshDatabase, job) -> None:
     assert backfill("run", job()).code == 0
     assert backfill("verify", "cents").code == 0
@@ -234,8 +287,26 @@ def test_a_verification_in_place_counts_what_is_not_done(backfill: Cli, shop: Fr
     assert found.json["mismatched"] == 3
     for command in ("verify", "gate"):
         said = backfill(command, "cents")
-        assert "a repair is SQL" in said.out + said.err
-        assert "mends them" not in said.out + said.err
+        told = said.out + said.err
+        assert "3 rows not done" in told, told
+        assert "a repair is SQL" in told and "backfill restart cents does what is not done" in told
+        assert "mends them" not in told and "quarantine list" not in said.err
+    told = backfill("status", "cents").out
+    assert "backfill restart cents does what is not done" in " ".join(told.split()), told
+    assert "--repair" not in told
+    refused = backfill("verify", "cents", "--repair")
+    assert refused.code == 2
+    assert "verify --repair cannot compute cents, which" in refused.err
+
+
+def test_rows_that_are_set_aside_are_what_is_not_done(backfill: Cli, shop: FreshDatabase, job) -> None:
+    assert backfill("run", job("picky", errors={"max_quarantined": 5})).code == 0
+    verified = backfill("verify", "cents").err
+    gate = backfill("gate", "cents").out
+    assert "cents differs: 1 row not done" in verified, verified
+    for told in (verified, gate):
+        assert "1 row of them may be set aside: backfill quarantine list cents" in told, told
+        assert "backfill quarantine retry cents" in told
 
 
 def test_a_copy_is_compared_but_for_what_was_computed(backfill: Cli, two_shops: TwoDatabases, job, module: str) -> None:
@@ -252,7 +323,7 @@ def test_a_copy_is_compared_but_for_what_was_computed(backfill: Cli, two_shops: 
     assert (finished["mismatched"], finished["not_compared"]) == (1, ["cents"])
     refused = backfill("verify", path, "--repair")
     assert refused.code == 2
-    assert f"{module}:cents" in refused.err
+    assert f"verify --repair cannot compute cents, which {module}:cents does" in refused.err
     assert two_shops.target.sql("SELECT amount FROM orders_v2 WHERE id = 2") == "0.00"
 
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.support import functions
 from tests.support.databases import TwoDatabases
 from tests.support.runner import Nursery
 from tests.support.victims import ROWS, Job
@@ -15,6 +16,7 @@ from tests.support.victims import ROWS, Job
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="module")]
 
 LEASE_S = 1.0
+LONG_LEASE_S = 60.0
 POINTS = [
     ("count", "write.before#3"),  # about to send a chunk
     ("count", "commit.after#3"),
@@ -73,3 +75,35 @@ async def test_it_stops_in_the_middle_of_a_statement_that_the_server_goes_on_wit
     frozen.signal(signal.SIGCONT)
     assert await frozen.ended(timeout_s=20) == 0, frozen.complaint() or frozen.lines()[-2:]
     assert job.source.sql("SELECT min(counter), max(counter), count(*) FROM src") == f"1|1|{ROWS}"
+
+
+async def test_it_stands_still_inside_a_transform_for_longer_than_a_call_may_take(
+    nursery: Nursery, databases: TwoDatabases
+) -> None:
+    job = Job("transformed count", databases)
+    spec = job.spec.model_copy(update={"transform": functions.named("stands_still")})
+    frozen = await nursery.run(spec, workers=1, lease_s=LONG_LEASE_S, environment={"STANDS_STILL": "4"})
+    await frozen.stopped()
+    await asyncio.sleep(3.5)  # the limit, and what may pass between two looks
+    frozen.signal(signal.SIGCONT)
+    assert await frozen.ended(timeout_s=20) == 0, frozen.complaint() or frozen.lines()[-2:]
+    job.check()
+
+
+async def test_what_a_transform_raises_on_waking_stops_no_job_that_others_have_taken_over(
+    nursery: Nursery, databases: TwoDatabases
+) -> None:
+    job = Job("transformed count", databases)
+    spec = job.spec.model_copy(update={"transform": functions.named("stands_still")})
+    armed = {"STANDS_STILL": "4", "RAISES_ON_WAKING": "1"}
+    frozen = await nursery.run(spec, workers=1, lease_s=LEASE_S, environment=armed)
+    await frozen.stopped()
+    heir = await nursery.run(spec, workers=1, lease_s=LEASE_S, environment={"SLOWLY_S": "0.03"})
+    deadline = time.monotonic() + 20
+    while not any(line.get("taken_over") for line in heir.lines()):
+        assert time.monotonic() < deadline and heir.is_running, heir.lines()[-3:]
+        await asyncio.sleep(0.05)
+    frozen.signal(signal.SIGCONT)
+    assert await frozen.ended(timeout_s=20) == 0, frozen.complaint() or frozen.lines()[-2:]
+    assert await heir.ended(timeout_s=20) == 0, heir.complaint() or heir.lines()[-2:]
+    job.check()

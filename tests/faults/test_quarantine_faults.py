@@ -28,7 +28,7 @@ ROWS = 3000
 BAD = (1, 700, 701, 1999, ROWS)
 CHUNK = ChunkLimits(min_rows=10, max_rows=300)
 LEASE_S = 1.0
-SET_ASIDE = b"backfill.set_aside"
+SET_ASIDE = b"SELECT backfill.set_aside($1"
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -156,7 +156,7 @@ async def test_the_reply_to_setting_aside_is_lost(
     gate: Gate, databases: TwoDatabases, mode: Mode, message: str
 ) -> None:
     stage = Stage(mode, databases)
-    lost = gate.on(backend=message, during=SET_ASIDE, nth=2, times=2).reset()
+    lost = gate.on(backend=message, during=SET_ASIDE, nth=1, times=2).reset()
     running = await start(stage.spec(gate))
     await running.done()
     assert lost.hits == 2

@@ -445,6 +445,25 @@ async def test_rows_are_set_aside_together_and_counted_once(ledger: Ledger, data
     assert await ledger.quarantined_count(job) == 3
 
 
+async def test_the_parts_of_a_key_keep_their_order(ledger: Ledger, database: FreshDatabase) -> None:
+    job = await create(ledger)
+    keys = [[f"{n}", f"b{n}", f"a{n}"] for n in range(200)]
+    states = [f"BF{n % 3:03}" for n in range(200)]
+    flat = [part for key in keys for part in key]
+    await ledger.connection.execute(aside(job, flat, states, width=3, allowed=1000))
+    rows = database.sql("SELECT array_to_string(key, ' '), sqlstate FROM backfill.quarantine ORDER BY id").splitlines()
+    assert rows == [f"{' '.join(key)}|{state}" for key, state in zip(keys, states, strict=True)]
+
+
+async def test_setting_many_rows_aside_takes_a_time_for_each_and_no_more(ledger: Ledger) -> None:
+    """The job's row is locked all the while.  40,000 rows took 14 s when each cut its key out of all of them."""
+    job = await create(ledger)
+    rows = 40_000
+    await ledger.connection.execute("SET statement_timeout = '8s'")
+    await ledger.connection.execute(aside(job, [str(10**9 + n) for n in range(rows)], ["BF011"] * rows, allowed=10**6))
+    assert await ledger.quarantined_count(job) == rows
+
+
 async def test_more_rows_than_allowed_are_none(ledger: Ledger) -> None:
     job = await create(ledger)
     await ledger.connection.execute(aside(job, ["1"], ["BF010"], allowed=2))

@@ -448,6 +448,30 @@ async def test_an_upgrade_keeps_the_rights_that_were_given(
         database.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
+@pytest.mark.parametrize("everybody", [True, False], ids=["as it was made", "taken from the public"])
+async def test_whoever_may_set_one_row_aside_may_set_aside_a_chunks(
+    database: FreshDatabase, monkeypatch: pytest.MonkeyPatch, everybody: bool
+) -> None:
+    monkeypatch.setattr(engine.ledger.store, "migrations", lambda: migrations()[:5])
+    ledger = Ledger(await Database(database.dsn, side=Side.TARGET).connect("test"))
+    await ledger.ensure()
+    monkeypatch.undo()
+    roles = [f"{name}_{uuid.uuid4().hex[:8]}" for name in ("mover", "guest")]
+    database.sql("".join(f"CREATE ROLE {role};" for role in roles))
+    one = "EXECUTE ON FUNCTION backfill.set_aside"
+    if not everybody:
+        database.sql(f"REVOKE {one} FROM PUBLIC; GRANT {one} TO {roles[0]}")
+    try:
+        await ledger.ensure()
+        arguments = "bigint, text[], int, text[], text[], bigint"
+        for role, may in zip(roles, (True, everybody), strict=True):
+            asked = f"has_function_privilege('{role}', 'backfill.set_aside_all({arguments})', 'EXECUTE')"
+            assert database.sql(f"SELECT {asked}") == ("t" if may else "f")
+    finally:
+        await ledger.connection.close()
+        database.sql(f"DROP OWNED BY {', '.join(roles)}; DROP ROLE {', '.join(roles)}")
+
+
 async def test_an_older_ledger_can_be_looked_at_and_takes_new_orders_only_after_its_upgrade(
     database: FreshDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

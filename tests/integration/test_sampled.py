@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from engine.db import Connection
 from engine.flow import endpoints_of, inspect, sampled
 from engine.flow.prepare import Inspection
-from engine.model import Finding
+from engine.model import Finding, Severity
 from tests.support import sampled_transforms
 from tests.support.databases import FreshDatabase, on_each_major
 from tests.support.jobs import in_place, into
@@ -92,9 +94,33 @@ async def test_nothing_is_tried_where_nobody_asks_or_something_else_is_in_the_wa
 
 async def test_a_search_for_rows_ends_in_time(numbers: FreshDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampled, "PATIENCE_S", 0.1)
-    seen = await tried(numbers, "raises_on_odd", where="pg_sleep(0.05) IS NULL")
-    assert seen.sample is None
-    assert found(seen, "TRANSFORM_FAILS") is None
+    numbers.sql(
+        "CREATE FUNCTION never(bigint) RETURNS boolean IMMUTABLE LANGUAGE plpgsql"
+        " AS 'BEGIN PERFORM pg_sleep(0.05); RETURN false; END'"
+    )
+    seen = await tried(numbers, "raises_on_odd", where="public.never(id)")
+    assert seen.sample is not None and seen.sample.facts.rows == 0
+    untried = found(seen, "TRANSFORM_FAILS")
+    assert untried is not None and untried.severity is Severity.WARN
+    assert "could not be tried: no rows to try it on were found within 0.1 s" in untried.message
+
+
+async def test_a_function_that_takes_longer_than_a_try_is_told(
+    numbers: FreshDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampled, "TRIED_S", 0.1)
+    seen = await tried(numbers, "hangs", show=1)
+    untried = found(seen, "TRANSFORM_FAILS")
+    assert untried is not None and untried.severity is Severity.WARN
+    assert "could not be tried: it has not come back within 0.1 s" in untried.message
+    assert seen.sample is not None and [row.output for row in seen.sample.shown] == [None]
+
+
+async def test_what_a_function_that_fails_was_given_is_shown_too(numbers: FreshDatabase) -> None:
+    seen = await tried(numbers, "hangs", show=2)
+    assert found(seen, "TRANSFORM_FAILS") is not None and seen.sample is not None
+    assert [(row.output, row.reason) for row in seen.sample.shown] == [(None, "the transform fails")] * 2
+    assert [row.input for row in seen.sample.shown] == [{"id": "1"}, {"id": "2"}]
 
 
 async def test_a_function_that_hangs_is_told_with_its_line(numbers: FreshDatabase) -> None:
@@ -102,6 +128,54 @@ async def test_a_function_that_hangs_is_told_with_its_line(numbers: FreshDatabas
     assert failed is not None
     assert "sampled_transforms.py:" in failed.message
     assert "time.sleep(2.0)" in failed.message
+
+
+async def test_rows_that_would_stop_the_job_at_once_are_refused_before_it(numbers: FreshDatabase) -> None:
+    for settings, severity in (({}, Severity.REFUSE), ({"errors": {"max_quarantined": 1}}, Severity.WARN)):
+        said = found(await tried(numbers, "rejects_late_rows", **settings), "TRANSFORM_REJECTS")
+        assert said is not None
+        assert said.severity is severity
+        assert "errors.max_quarantined" in said.remedy
+
+
+async def test_no_more_of_large_rows_is_read_than_a_batch_holds(
+    numbers: FreshDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an average the table's rows are small: only reading them tells."""
+    numbers.sql(
+        "ALTER TABLE src ADD large bytea; ALTER TABLE src ALTER large SET STORAGE EXTERNAL;"
+        "UPDATE src SET large = decode(repeat('ab', 1000000), 'hex') WHERE id % 100 = 1; ANALYZE src"
+    )
+    came = 0
+    copy_out = Connection.copy_out
+
+    async def counted(self: Connection, query: str, sink: Callable[[bytes], Awaitable[None]], **rest: Any) -> int:
+        async def counting(piece: bytes) -> None:
+            nonlocal came
+            came += len(piece)
+            await sink(piece)
+
+        return await copy_out(self, query, counting, **rest)
+
+    monkeypatch.setattr(Connection, "copy_out", counted)
+    seen = await tried(numbers, "measures", where="large IS NOT NULL")
+    assert seen.sample is not None
+    assert not seen.sample.facts.failure
+    assert 1 <= seen.sample.facts.rows <= 3
+    assert came < 4_000_000, "a hundred such rows are 100 MB"
+
+
+async def test_who_may_object_to_the_tables_is_asked_before_a_row_is_read(numbers: FreshDatabase) -> None:
+    sampled_transforms.calls.clear()
+    spec = in_place(numbers, "src", {}, transform=named("with_state"))
+
+    def object_to(seen: Inspection) -> None:
+        assert seen.source.name.name == "src"
+        raise PermissionError
+
+    with pytest.raises(PermissionError):
+        await inspect(spec, endpoints_of(spec), tries=True, check=object_to)
+    assert sampled_transforms.calls == []
 
 
 async def test_setup_and_teardown_belong_to_a_try(numbers: FreshDatabase) -> None:

@@ -18,7 +18,7 @@ from engine._native.rows import HEADER, TRAILER, Rows, assemble
 from engine.sql import literal
 from engine.transform.columns import INFINITY, Column, ListColumn
 from engine.transform.decoding import decode
-from engine.transform.encoding import encode
+from engine.transform.encoding import WrongResult, encode
 from engine.transform.types import FORMS, ColumnType
 from tests.support.databases import MAJORS, Servers, create_database, drop_database
 from tests.support.transformed import (
@@ -209,9 +209,9 @@ def arrived(tables: Tables, declared: str, value: Any, count: int) -> tuple[list
 DECLARED = {"numeric": None, "numeric(12,2)": (12, 2), "numeric(5,-2)": (5, -2), "numeric(3,5)": (3, 5)}
 
 
-@pytest.mark.parametrize("declared", [*DECLARED, "numeric(18,18)", "numeric(30,10)"])
+@pytest.mark.parametrize("declared", [*DECLARED, "numeric(18,18)", "numeric(30,10)", "price"])
 def test_a_number_that_a_transform_made_arrives_exactly_or_not_at_all(tables: Tables, declared: str) -> None:
-    limits = {"numeric(18,18)": (18, 18), "numeric(30,10)": (30, 10), **DECLARED}[declared]
+    limits = {"numeric(18,18)": (18, 18), "numeric(30,10)": (30, 10), "price": (10, 2), **DECLARED}[declared]
 
     def shown_by_the_server(value: Decimal) -> str | None:
         """None: it would round it, or not take it."""
@@ -278,6 +278,25 @@ def test_what_a_transform_makes_of_other_arrays_arrives(tables: Tables) -> None:
     assert arrived(tables, "smallint", masked, 2)[0] == ["1", None]
     lists = ListColumn.of([[Decimal("1.50"), None], [], None], object)
     assert arrived(tables, "numeric(12,2)", lists, 3)[0] == ["{1.50,NULL}", "{}", None]
+
+
+@pytest.mark.parametrize("declared", ["price", "dear"])
+def test_a_domain_has_the_scale_of_what_it_is_over(tables: Tables, declared: str) -> None:
+    _, forms = tables.of(declared, array=False)
+    assert [(form.kind, form.precision, form.scale) for form in forms] == [("scaled", 10, 2), ("decimal", 10, 2)]
+    found, bad = arrived(tables, declared, np.array([Decimal("1.005"), Decimal("1.5")], object), 2)
+    assert found == [None, "1.50"] and list(bad) == [0]
+    with pytest.raises(WrongResult, match=f"without a scale was given for {declared}; expected .*scale=2"):
+        encode(np.array([150]), forms[0], 1)
+
+
+def test_an_infinite_timestamp_becomes_an_infinite_date_and_back(tables: Tables) -> None:
+    times = Column(np.array([INFINITY, -INFINITY, 0, 0]).view("datetime64[us]"), np.array([False] * 3 + [True]))
+    assert arrived(tables, "date", times.dates(), 4)[0] == ["infinity", "-infinity", "1970-01-01", None]
+    found, _bad = arrived(tables, "timestamp", times.dates().timestamps(), 4)
+    assert found == ["infinity", "-infinity", "1970-01-01 00:00:00", None]
+    found, bad = arrived(tables, "date", times.values.astype("datetime64[D]"), 4)
+    assert found == [None, None, "1970-01-01", "1970-01-01"] and sorted(bad) == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from engine.events import ChunkCommitted, Warned
+import engine.flow.movers.streamed
+from engine.events import ChunkCommitted, ChunkRetried, Warned
 from engine.flow.rehearse import rehearse
 from engine.model import ConflictPolicy, Mode
 from engine.spec import ChunkLimits, OnConflict
+from engine.sql.statements import TargetShape
 from tests.support.databases import FreshDatabase, TwoDatabases, on_each_major
 from tests.support.hashed import SMALL, Stage
 from tests.support.hashing import CANARY, HASHED_SQL, named
@@ -34,6 +36,16 @@ async def test_batches_that_overtake_each_other_stay_in_order(databases: TwoData
     stage = Stage(Mode.COPY, databases)
     await run_to_done(stage.spec("hashed_later", chunk=ChunkLimits(min_rows=500, max_rows=1000)))
     assert (stage.wrong, stage.passed) == (0, True)
+
+
+@pytest.mark.parametrize("mode", [Mode.COPY, Mode.UPDATE], ids=["copy", "update"])
+async def test_a_transform_takes_no_longer_than_its_chunk_however_many_batches_overlap(
+    databases: TwoDatabases, mode: Mode
+) -> None:
+    stage = Stage(mode, databases)
+    ran = await run_to_done(stage.spec("hashed_beside_each_other", chunk=ChunkLimits(min_rows=500, max_rows=1000)))
+    chunks = [event.observation for event in ran.of(ChunkCommitted) if event.observation.rows]
+    assert all(0.1 <= chunk.transform_s <= chunk.server_s for chunk in chunks)
 
 
 async def test_an_expression_and_a_transform_fill_one_row_together(databases: TwoDatabases) -> None:
@@ -118,3 +130,21 @@ async def test_a_job_that_was_stopped_goes_on_where_it_was(databases: TwoDatabas
     assert (stage.wrong, stage.passed) == (0, True)
     assert ran.result.resumed
     assert moved + sum(event.observation.rows for event in ran.of(ChunkCommitted)) == 3000
+
+
+async def test_a_transaction_that_fails_at_its_staging_table_is_over(
+    databases: TwoDatabases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left open, it would refuse whatever comes next on that session."""
+    stage = Stage(Mode.COPY, databases)
+    stage.target.sql("INSERT INTO dst (id) VALUES (5)")  # a chunk that meets a row goes by staging
+    real = engine.flow.movers.streamed.create_staging
+    calls: list[TargetShape] = []
+
+    def fail_once(target: TargetShape) -> str:
+        calls.append(target)
+        return real(target) if len(calls) > 1 else "DO $$ BEGIN RAISE SQLSTATE '40001'; END $$"
+
+    monkeypatch.setattr(engine.flow.movers.streamed, "create_staging", fail_once)
+    ran = await run_to_done(stage.spec(), workers=1)
+    assert [event.sqlstate for event in ran.of(ChunkRetried)] == ["40001"]

@@ -99,8 +99,8 @@ class Number:
 def read_numeric(field: bytes) -> Number:
     if len(field) < 8:
         raise Bad
-    count, weight, sign, display_scale = struct.unpack_from(">hhHH", field)
-    if count < 0 or len(field) != 8 + 2 * count or display_scale > 0x3FFF:
+    count, weight, sign, display_scale = struct.unpack_from(">HhHH", field)
+    if len(field) != 8 + 2 * count or display_scale > 0x3FFF:
         raise Bad
     special = {0xC000: "NaN", 0xD000: "Infinity", 0xF000: "-Infinity"}.get(sign, "")
     if not special and sign not in (0, 0x4000):
@@ -197,7 +197,7 @@ def read_array(field: bytes, element_type: int) -> tuple[int, list[Field]]:
 
 
 def numeric(digits: list[int], weight: int, sign: int, display_scale: int) -> bytes:
-    return struct.pack(f">hhHH{len(digits)}H", len(digits), weight, sign, display_scale, *digits)
+    return struct.pack(f">HhHH{len(digits)}H", len(digits), weight, sign, display_scale, *digits)
 
 
 def numeric_of(value: Decimal) -> bytes:
@@ -430,10 +430,12 @@ def test_a_decimal_shows_as_the_server_shows_it(text: str) -> None:
 
 def test_the_largest_and_the_finest_numeric_are_exact() -> None:
     fields = [numeric([1], 32767, 0x4000, 0x3FFF), numeric([10], -4096, 0, 0x3FFF), numeric([9999], -32768, 0, 0x3FFF)]
+    fields.append(numeric([9999] * (32768 + 4095) + [9990], 32767, 0, 0x3FFF))  # every digit that a numeric can have
     values, _null, bad = decode.decode_decimal(cells_of(fields))
     assert values[0] == Decimal("-1E131068") and values[0].as_tuple().exponent == -0x3FFF
     assert values[1] == Decimal("1E-16383")
     assert values[2] is None
+    assert str(values[3]) == f"{'9' * 131_072}.{'9' * 16_383}"
     assert [row for row, _reason in bad] == [2]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 import uuid
 from decimal import Decimal, localcontext
 from typing import Any
@@ -13,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine._native import encode as native
-from engine._native.rows import Encoded
+from engine._native.rows import HEADER, TRAILER, Encoded, assemble
 from engine.transform.columns import INFINITY, Column, ListColumn
 from engine.transform.encoding import WrongResult, encode
 from engine.transform.types import ColumnType, Kind
+from tests.support.transformed import rows_of
 
 BOOL = ColumnType("flag", Kind.BOOL, "boolean", 16)
 INTEGERS = {
@@ -270,6 +272,36 @@ def test_timestamps_of_each_unit_that_is_exact(unit: str) -> None:
     assert outcome(beyond, TIMESTAMP) == [reason] * len(beyond)
 
 
+MADE_OF_INFINITY = "what .astype makes of infinity (January of the year 294247): .dates() and .timestamps() keep it"
+
+
+@pytest.mark.parametrize("unit", ["ms", "s", "m", "h", "D"])
+def test_what_astype_makes_of_infinity_is_a_bad_row_and_no_date(unit: str) -> None:
+    endless = Column(np.array([INFINITY, -INFINITY, 0]).view("datetime64[us]"))
+    converted = endless.values.astype(f"datetime64[{unit}]")
+    assert outcome(converted, TIMESTAMP)[:2] == [MADE_OF_INFINITY] * 2
+    assert outcome(converted - 2, TIMESTAMP)[0] == wire((converted[:1] - 2).astype("datetime64[us]"), TIMESTAMP)[0]
+    if unit == "D":
+        assert outcome(converted, DATE)[:2] == [MADE_OF_INFINITY] * 2
+        days = (2**63 - 1) // (86_400 * 10**6) - 10_957
+        for away in (-2, 1):
+            assert outcome(converted[:1] + away, DATE) == [(days + away).to_bytes(4, "big", signed=True)]
+
+
+def test_dates_and_timestamps_of_columns_are_written_with_their_infinities() -> None:
+    times = Column(np.array([INFINITY, -INFINITY, -1]).view("datetime64[us]"))
+    day = (-10_958).to_bytes(4, "big", signed=True)
+    assert wire(times.dates(), DATE) == [
+        (2**31 - 1).to_bytes(4, "big"),
+        (-(2**31)).to_bytes(4, "big", signed=True),
+        day,
+    ]
+    midnight = (-10_958 * 86_400 * 10**6).to_bytes(8, "big", signed=True)
+    assert wire(times.dates().timestamps(), TIMESTAMP) == [
+        *((2**63 - 1).to_bytes(8, "big"), (-(2**63)).to_bytes(8, "big", signed=True), midnight)
+    ]
+
+
 def test_uuids_in_each_form() -> None:
     tokens = [uuid.UUID(int=1 << 100), uuid.UUID(int=0)]
     expected = [token.bytes for token in tokens]
@@ -330,6 +362,62 @@ def test_where_a_null_is_the_value_does_not_matter() -> None:
     assert wire(Column(objects("no", uuid.UUID(int=1)), null), UUID)[0] is None
     assert wire(Column(np.array([2**62, 0]).view("datetime64[D]"), null), DATE)[0] is None
     assert wire(Column(np.array([10**17, 1]), null, scale=0), numeric_type(5, 2))[0] is None
+
+
+def test_a_masked_array_means_the_same_inside_a_column() -> None:
+    masked = np.ma.MaskedArray([1, 2, 3], [False, True, False])
+    assert wire(Column(masked), INT8) == wire(masked, INT8) == [(1).to_bytes(8, "big"), None, (3).to_bytes(8, "big")]
+    lists = ListColumn(masked, np.array([0, 3]))
+    assert wire(lists, list_of(INT8)) == wire(ListColumn.of([[1, None, 3]], np.int64), list_of(INT8))
+
+
+def test_what_is_encoded_is_the_engines_own_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that the transform started may still write to its arrays between the look at them and the writing."""
+    given: list[np.ndarray] = []
+    theirs: list[np.ndarray] = []
+
+    def watched(name: str) -> None:
+        kernel = getattr(native, name)
+
+        def watching(*arguments: Any) -> Any:
+            given.extend(argument for argument in arguments if isinstance(argument, np.ndarray))
+            return kernel(*arguments)
+
+        monkeypatch.setattr(native, name, watching)
+
+    for name in ("encode_words", "encode_scaled", "encode_decimals", "encode_texts", "encode_lists"):
+        watched(name)
+    for column in (INT8, TIMESTAMP, numeric_type(12, 2), TEXT):
+        values = objects("a", "b") if column is TEXT else np.zeros(2, column.dtype)
+        null, offsets, lower = np.zeros(2, np.bool_), np.array([0, 2]), np.ones(1, np.int32)
+        scale = column.scale
+        encode(Column(values, null, scale), column, 2)
+        encode(ListColumn(values, offsets, null[:1], null, lower, scale), list_of(column), 1)
+        theirs += [values, null, offsets, lower]
+    assert len(given) >= 18
+    assert not any(np.shares_memory(one, other) for one in given for other in theirs if other.dtype != object)
+
+
+def test_a_mask_that_somebody_still_writes_to_breaks_no_stream() -> None:
+    count = 1 << 17
+    null = np.zeros(count, np.uint8)
+    values = np.arange(count, dtype=np.uint64)
+    rows = rows_of(HEADER + bytes(2 * count) + TRAILER, 0)
+    ended = threading.Event()
+
+    def write() -> None:
+        while not ended.is_set():
+            np.bitwise_xor(null, 1, out=null)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(40):
+            stream = HEADER + assemble(rows, [-1], [native.encode_words(values, null)]) + TRAILER
+            assert rows_of(stream, 1).count == count
+    finally:
+        ended.set()
+        writer.join()
 
 
 def test_strided_and_read_only_arrays() -> None:
@@ -404,9 +492,9 @@ def test_offsets_that_were_overwritten_are_refused(offsets: list[int]) -> None:
         (Column(np.array([1, 2]), scale=-1), NUMERIC, "a scale of 0 to 18"),
         (Column(objects(Decimal(1), Decimal(2)), scale=2), NUMERIC, "a Decimal has its own"),
         (Column(np.array([1, 2]), scale=2), INT8, "no scale: .* writes the integers as they are"),
-        (np.zeros(2, "datetime64[us]"), DATE, r'expected datetime64\[D\]; say .astype\("datetime64\[D\]"\)'),
-        (np.zeros(2, "datetime64[ns]"), TIMESTAMP, r'say .astype\("datetime64\[us\]"\)'),
-        (np.zeros(2, "datetime64[25us]"), TIMESTAMP, r'say .astype\("datetime64\[us\]"\)'),
+        (np.zeros(2, "datetime64[us]"), DATE, r"expected datetime64\[D\]; Column\(values, null\).dates\(\)"),
+        (np.zeros(2, "datetime64[ns]"), TIMESTAMP, r"Column\(values, null\).timestamps\(\)"),
+        (np.zeros(2, "datetime64[25us]"), TIMESTAMP, r"Column\(values, null\).timestamps\(\)"),
         (np.array(["NaT", "NaT"], "datetime64"), TIMESTAMP, "datetime64 was given"),
         (np.zeros(2, "timedelta64[us]"), TIMESTAMP, "timedelta64"),
         (np.zeros(2, "V8"), UUID, "give V16"),
@@ -465,6 +553,15 @@ def test_kernels_refuse_parts_that_do_not_fit() -> None:
     ):
         with pytest.raises(ValueError):
             call()
+
+
+def test_values_that_nobody_encoded_are_none() -> None:
+    made = Encoded.__new__(Encoded)
+    assert (made.count, made.nbytes, len(made)) == (0, 0, 0)
+    with pytest.raises(IndexError):
+        made.value(0)
+    lists, bad = native.encode_lists(made, np.zeros(2, np.int64), np.zeros(1, np.uint8), np.ones(1, np.int32), 25)
+    assert lists.value(0) == struct.pack(">iiI", 0, 0, 25) and not bad
 
 
 def test_a_column_of_no_rows() -> None:

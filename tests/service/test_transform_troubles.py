@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.api import of, shop, spec
@@ -64,3 +69,28 @@ async def test_one_jobs_function_is_nobody_elses_trouble(database: FreshDatabase
         )
         == "1"
     )
+
+
+async def test_a_module_that_does_not_come_back_keeps_neither_others_nor_the_daemon(
+    database: FreshDatabase, tmp_path: Path
+) -> None:
+    """One that raises a Ctrl-C is no signal to the daemon, and one that hangs is left behind."""
+    table(database)
+    (tmp_path / "interrupting.py").write_text("raise KeyboardInterrupt\n")
+    begun = tmp_path / "begun"
+    (tmp_path / "hanging.py").write_text(f"import time\nopen({str(begun)!r}, 'w').close()\ntime.sleep(600)\n")
+    job = {"source": {"connection": "main", "table": "public.t"}, "set": None}
+    allow = {"expressions": True, "transforms": ["interrupting:f", "hanging:f"]}
+    path = os.pathsep.join([str(tmp_path), str(Path.cwd())])
+    async with daemon_process(config_of(database, allow=allow), environment={"PYTHONPATH": path}) as daemon:
+        refused = await daemon.client.post("/v1/plans", json=spec("a", transform="interrupting:f", **job))
+        problem = await of(refused, 422)
+        assert "KeyboardInterrupt, which ends a program, at interrupting.py:1" in problem["detail"]
+        asked = asyncio.create_task(daemon.client.post("/v1/plans", json=spec("b", transform="hanging:f", **job)))
+        while not begun.exists():
+            assert not asked.done()
+            await asyncio.sleep(0.05)
+        await of(await daemon.client.get("/v1/jobs"))
+        assert await asyncio.wait_for(daemon.terminated(), 30) in (0, 143)
+        with suppress(httpx.HTTPError):
+            await asked

@@ -155,6 +155,23 @@ async def test_what_only_looks_at_a_job_needs_no_permission(
     assert not imported()
 
 
+async def test_a_job_is_looked_at_where_its_module_is_gone(
+    database: FreshDatabase, module: str, tmp_path: Path
+) -> None:
+    shop(database)
+    async with running_daemon(config_of(database, **allowing(f"{module}:*"))) as daemon:
+        await of(await daemon.client.post("/v1/jobs", json=computed(module)), 201)
+        await until_job(daemon.client, "cents", lambda seen: seen["state"] == "done")
+        sys.modules.pop(module)
+        (tmp_path / f"{module}.py").write_text("raise ValueError")
+        await of(await daemon.client.get("/v1/jobs/cents/gate"))
+        await of(await daemon.client.post("/v1/jobs/cents/verify", json={}))
+        shown = await until_job(daemon.client, "cents", lambda seen: seen["verified"] is not None)
+        assert shown["aside"] is None
+        again = await of(await daemon.client.post("/v1/jobs/cents/restart", json={}), 422)
+        assert f"ValueError at {module}.py:1" in again["detail"]
+
+
 async def test_only_what_this_host_allows_counts(database: FreshDatabase) -> None:
     """A worker believes neither the spec in the ledger nor what the job's identity says was declared."""
     await begin(database)

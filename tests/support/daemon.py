@@ -332,7 +332,7 @@ async def daemon_process(
                 stdout=stderr,
                 stderr=stderr,
                 cwd=ROOT,
-                env={**os.environ, "NOTIFY_SOCKET": address, **(environment or {})},
+                env={**os.environ, "NOTIFY_SOCKET": address, "PYTHONPATH": str(ROOT), **(environment or {})},
             )
         url = str(read_config(file, environment).listen[0])
         async with client_for(url.replace("tcp://", "http://"), token=token) as client:

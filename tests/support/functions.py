@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import signal
 import sys
 import time
 from typing import Any, Final
@@ -82,12 +84,60 @@ def hangs(batch: Batch) -> dict[str, Any]:
     return done
 
 
-@transform(reads=["n"], writes=["h"], time_limit_s=3600.0)
-def hangs_for_an_hour(batch: Batch) -> dict[str, Any]:
+@transform(reads=["n"], writes=["h"], time_limit_s=45.0)
+def hangs_for_long(batch: Batch) -> dict[str, Any]:
     done = fine(batch)
     while done is None:
         time.sleep(0.05)
     return done
+
+
+@transform(reads=["counter"], writes=["counter"], batch_rows=64, time_limit_s=1.0)
+def stands_still(batch: Batch) -> dict[str, Any]:
+    """With ``STANDS_STILL`` its whole process stands still in that call, counted from 1, until somebody wakes it."""
+    turn = int(os.environ.get("STANDS_STILL", "0"))
+    if turn:
+        os.environ["STANDS_STILL"] = str(turn - 1)
+    time.sleep(float(os.environ.get("SLOWLY_S", "0")))
+    if turn == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        if os.environ.get("RAISES_ON_WAKING"):
+            raise ConnectionError
+        time.sleep(0.5)  # whoever watches looks at it now
+    return {"counter": Column(batch["counter"].values + 1, batch["counter"].null)}
+
+
+def _needs_a_file() -> None:
+    if os.environ.get("BROKEN_HOST"):
+        raise FileNotFoundError("model.bin")  # the set-up's line
+
+
+@transform(reads=["n"], writes=["h"], batch_rows=64, setup=_needs_a_file)
+def needs_a_file(batch: Batch) -> dict[str, Any]:
+    time.sleep(0.02)
+    return fills(batch)
+
+
+def meanwhile(rows: int) -> None:
+    """What happens while ``looks_away`` has a batch; tests put their own here."""
+
+
+@transform(reads=["n"], writes=["h"])
+def looks_away(batch: Batch) -> dict[str, Any]:
+    meanwhile(batch.rows)
+    return fills(batch)
+
+
+@transform(reads=["n"], writes=["h"], setup=lambda: time.sleep(20))
+def slow_to_begin(batch: Batch) -> dict[str, Any]:
+    return fills(batch)
+
+
+@transform(reads=["n"], writes=["h"], batch_rows=32)
+def has_an_outage(batch: Batch) -> dict[str, Any]:
+    if (batch["n"].values > 500).any():
+        raise ConnectionError("the service is away")
+    return fills(batch)
 
 
 @transform(reads=["n"], writes=["h"], time_limit_s=1.0)
@@ -127,6 +177,16 @@ def wrong_shape(batch: Batch) -> dict[str, Any]:
 @transform(reads=["n"], writes=["h"])
 def wrong_type(batch: Batch) -> dict[str, Any]:
     return fine(batch) or {"h": np.full(batch.rows, 0.5)}
+
+
+@transform(reads=["n"], writes=["h"])
+def wrong_objects(batch: Batch) -> dict[str, Any]:
+    return fine(batch) or {"h": np.array([str(number) for number in batch["n"].values], object)}
+
+
+@transform(reads=["n"], writes=["h"])
+def too_large_from_the_first_row(batch: Batch) -> dict[str, Any]:
+    return {"h": np.full(batch.rows, 2**63, np.uint64)}
 
 
 @transform(reads=["n"], writes=["h"])

@@ -50,6 +50,13 @@ async def hashed_later(batch: Batch) -> dict[str, Any]:
     return {"h": hash_of(batch)}
 
 
+@transform(reads=["n", "v"], writes=["h"], batch_rows=64, concurrency=8)
+async def hashed_beside_each_other(batch: Batch) -> dict[str, Any]:
+    """Much longer than a chunk's statements take, and eight at a time."""
+    await asyncio.sleep(0.1)
+    return {"h": hash_of(batch)}
+
+
 @transform(reads=["n", "v"], writes=["h"], batch_rows=64)
 def hashed_slowly(batch: Batch) -> dict[str, Any]:
     """Leaves whoever writes meanwhile much time."""

@@ -34,6 +34,12 @@ def raises_on_odd(batch: Batch) -> dict[str, Any]:
     return {"n": batch["id"].values.astype(np.int32)}
 
 
+@transform(reads=["large"], writes=["n"])
+def measures(batch: Batch) -> dict[str, Any]:
+    """How large each value is."""
+    return {"n": np.array([len(value) for value in batch["large"].values], np.int32)}
+
+
 @transform(reads=[], writes=["n"])
 def reads_nothing(batch: Batch) -> dict[str, Any]:
     """But how many rows there are."""

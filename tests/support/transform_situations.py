@@ -73,7 +73,7 @@ TRANSFORM_SITUATIONS = {
     ),
     "a transform that rejects rows": Situation(
         code=Code.TRANSFORM_REJECTS,
-        job=moved("rejects_some"),
+        job=moved("rejects_some", errors={"max_quarantined": 10}),
         words=("2 of a sample of 100 rows", "not today", "max_quarantined"),
         mended=moved("good"),
     ),

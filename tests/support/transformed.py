@@ -204,6 +204,7 @@ TYPES: dict[str, Type] = {
             ),
             *("0.0001", "0.00010000", "0.00001", "1e131071", "-1e-16383", "12345678901234567890.123456789", "1e50"),
             *("1000000000000000000000000000.0000000000000000000000000001", "10001.0001", "0.10", "5000.50000"),
+            f"{'1' * 131_072}.{'1' * 16_383}",
         ),
     ),
     "numeric(12,2)": Type(
@@ -216,7 +217,8 @@ TYPES: dict[str, Type] = {
     "numeric(5,-2)": Type(_numerics(5, -2), ("0", "NaN", "9999900", "-100")),
     "numeric(3,5)": Type(_numerics(3, 5), ("0", "0.00999", "-0.00001")),
     "whole": Type(st.integers(0, 2**31 - 1).map(str), ("0", "7"), has_array=False),
-    "price": Type(_numerics(10, 2), ("0", "-0.01", "NaN"), has_array=False),
+    "price": Type(_numerics(10, 2), ("0", "-0.01"), decimals_only=("NaN",), has_array=False),
+    "dear": Type(_numerics(9, 2), ("0", "-99999999", "99999999.99"), decimals_only=("NaN",), has_array=False),
     "code": Type(st.text(characters, max_size=5), ("", "ab"), has_array=False),
 }
 """By declaration."""
@@ -224,6 +226,7 @@ TYPES: dict[str, Type] = {
 DOMAINS = """
 CREATE DOMAIN whole AS integer CHECK (VALUE >= 0);
 CREATE DOMAIN price AS numeric(10,2);
+CREATE DOMAIN dear AS price CHECK (VALUE >= -99999999);
 CREATE DOMAIN code AS varchar(5) NOT NULL DEFAULT '';
 """
 

@@ -137,6 +137,8 @@ def test_spans_and_epochs_can_be_searched_for() -> None:
     assert (lost["worker"], lost["span"], lost["epoch"]) == ("w1", 3, 7)
     aside = line(RowQuarantined(job="j", worker="w1", span=3, epoch=7, sqlstate="23514"))
     assert (aside["span"], aside["epoch"], aside["sqlstate"]) == (3, 7, "23514")
+    rejected = line(RowQuarantined(job="j", worker="w1", span=3, epoch=7, sqlstate="BF010", rows=142))
+    assert rejected["message"] == "w1: set aside 142 rows of span 3 that the transform rejected (BF010)"
     assert (line(held())["signal"], line(held())["reason"]) == ("commit_latency", "commit_latency 31ms > 20ms")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.flow.transforming import PreparedTransform, declared_by
-from engine.model import Declaration, Finding, Mode
+from engine.model import Declaration, Finding, Mode, Severity
 from engine.plan.forecast import forecast
 from engine.plan.preflight import (
     CATALOGUE,
@@ -187,7 +187,8 @@ def test_the_finding_appears_with_its_cause_and_not_without(case: Case) -> None:
     said = found(case.guilty, case.code)
     assert said is not None, [f.code for f in preflight(case.guilty)]
     assert found(case.innocent, case.code) is None
-    assert said.severity is CATALOGUE[case.code].severity
+    stops = case.code is Code.TRANSFORM_REJECTS  # nothing may be set aside in these jobs
+    assert said.severity is (Severity.REFUSE if stops else CATALOGUE[case.code].severity)
     for word in case.words:
         assert word in f"{said.message}\n{said.remedy}"
     assert "backfill dualwrite" not in said.remedy, "no trigger runs a transform"
@@ -196,6 +197,25 @@ def test_the_finding_appears_with_its_cause_and_not_without(case: Case) -> None:
 def test_every_code_of_transforms_has_a_case() -> None:
     codes = {code for code in Code if code.startswith("TRANSFORM_")}
     assert codes <= {case.code for case in CASES.values()}
+
+
+def test_what_could_not_be_tried_is_told() -> None:
+    said = found(tried(computed(), rows=0, untried="it has not come back within 30 s"), "TRANSFORM_FAILS")
+    assert said is not None and said.severity is Severity.WARN
+    assert "could not be tried: it has not come back within 30 s" in said.message
+
+
+def test_a_failure_names_the_transform_once() -> None:
+    for said, shown in (
+        ("transform {} raised ValueError at shop/x.py:1", "fails on a sample of 1 row: it raised ValueError at"),
+        ("transform {}: drop: not declared", "fails on a sample of 1 row: drop: not declared"),
+        ("ValueError at shop/x.py:1 in f", "fails on a sample of 1 row: ValueError at shop/x.py:1 in f"),
+    ):
+        facts = computed()
+        assert facts.transform is not None
+        name = facts.transform.reference
+        failed = found(tried(facts, rows=1, failure=said.format(name)), "TRANSFORM_FAILS")
+        assert failed is not None and f"the transform {name} {shown}" in failed.message
 
 
 @pytest.mark.parametrize("facts", [computed(), moved(), moved(Mode.COPY), tried(computed())])
@@ -213,6 +233,7 @@ def test_as_many_rejected_rows_as_may_be_set_aside_are_named() -> None:
     said = found(facts, "TRANSFORM_REJECTS")
     assert said is not None
     assert "up to 5,000 such rows" in said.message
+    assert said.severity is Severity.WARN
 
 
 # -- columns ----------------------------------------------------------------------------------------------------------
@@ -242,7 +263,8 @@ def test_text_is_no_way_out_where_a_transform_needs_binary() -> None:
 
 def test_indexes_on_written_columns_keep_updates_from_being_heap_only() -> None:
     indexed = replace(computed().source, indexes=(primary("id"), index("by_cents", "cents", unique=False)))
-    assert found(replace(computed(), source=indexed), "HOT_UPDATES") is not None
+    said = found(replace(computed(), source=indexed), "HOT_UPDATES")
+    assert said is not None and said.message.startswith("the transform writes columns that are indexed (")
 
 
 # -- servers ----------------------------------------------------------------------------------------------------------

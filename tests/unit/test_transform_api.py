@@ -53,6 +53,41 @@ def test_a_test_shows_the_function_what_a_job_would() -> None:
     assert batch.dropped.tolist() == [True]
 
 
+def test_transforms_may_call_each_other_with_the_batch() -> None:
+    @transform(reads=["note"], writes=["note_length"])
+    def note_length(batch: Batch) -> dict[str, Any]:
+        batch.reject(1, "a long note")
+        return {"note_length": np.array([len(text) for text in batch["note"].values])}
+
+    @transform(reads=["amount", "note"], writes=["amount_cents", "note_length"], drops=True)
+    def both(batch: Batch) -> dict[str, Any]:
+        written = {**cents(batch), **note_length(batch)}
+        batch.drop(2)  # the inner ones do not declare it
+        assert batch.names == ("amount", "note")
+        return written
+
+    batch = Batch.of({"amount": np.array([5, 6, 7, -1]), "note": np.array(["a", "bb", "", "dddd"])})
+    written = both(batch)
+    assert written["amount_cents"].values.tolist() == [5, 6, 7, -1]
+    assert written["note_length"].tolist() == [1, 2, 0, 4]
+    assert batch.rejected == {1: "a long note", 3: "a negative amount"}
+    assert batch.dropped.tolist() == [False, False, True, False]
+
+
+def test_an_inner_transform_may_not_drop_what_the_outer_one_may() -> None:
+    @transform(reads=["amount"], writes=["b"])
+    def inner(batch: Batch) -> dict[str, Any]:
+        batch.drop(0)
+        return {}
+
+    @transform(reads=["amount"], writes=["b"], drops=True)
+    def outer(batch: Batch) -> dict[str, Any]:
+        return inner(batch)  # type: ignore[no-any-return]
+
+    with pytest.raises(Misused, match="not declared with drops=True"):
+        outer(Batch.of({"amount": np.array([1])}))
+
+
 def test_a_transform_keeps_what_the_function_is_called_and_says() -> None:
     assert isinstance(cents, Transform)
     assert cents.__name__ == "cents" and cents.__doc__ == "Cents of it."
@@ -111,6 +146,7 @@ def test_a_declaration_that_somebody_has_spoilt_is_refused(change: dict[str, Any
         ({"time_limit_s": float("nan")}, "time_limit_s is a number of seconds"),
         ({"time_limit_s": "60"}, "time_limit_s is a number of seconds"),
         ({"time_limit_s": 1e9}, "time_limit_s is a number of seconds"),
+        ({"time_limit_s": 50.0}, "at most 45: servers wait for one call"),
         ({"concurrency": 65}, "concurrency is a whole number from 1 to 64"),
         ({"concurrency": 2}, "concurrency is for `async def`"),
     ],
@@ -126,6 +162,16 @@ def test_a_function_takes_the_batch_and_nothing_else() -> None:
             transform(reads=["a"], writes=["b"])(wrong)
     with pytest.raises(DeclarationError, match="stands before a function"):
         transform(reads=["a"], writes=["b"])("cents")  # type: ignore[arg-type]
+
+
+def test_a_decorator_without_columns_says_how_it_is_written() -> None:
+    with pytest.raises(DeclarationError, match=r"@transform alone says nothing of columns: @transform\(reads="):
+        transform(lambda batch: {})
+    for missing in ("reads", "writes"):
+        given = {"reads": ["a"], "writes": ["b"]}
+        del given[missing]
+        with pytest.raises(DeclarationError, match=rf"{missing} is missing: @transform\(reads="):
+            transform(**given)(lambda batch: {})
 
 
 def test_a_transform_is_not_made_one_twice() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -125,6 +126,46 @@ def test_infinities_are_told_from_other_values_and_from_null() -> None:
     assert Column(np.array([INFINITY])).infinite.tolist() == [False]
 
 
+def test_dates_and_timestamps_keep_infinity_and_null() -> None:
+    null = np.array([False, False, False, False, True])
+    times = Column(np.array([INFINITY, -INFINITY, -1, -(2**63), 7]).view("M8[us]"), null)
+    days = times.dates()
+    assert days.values.dtype == np.dtype("M8[D]") and days.null.tolist() == null.tolist()
+    assert days.values.view(np.int64).tolist() == [INFINITY, -INFINITY, -1, -(2**63), 0]
+    back = days.timestamps()
+    assert back.values.dtype == np.dtype("M8[us]") and back.null.tolist() == null.tolist()
+    assert back.values.view(np.int64).tolist() == [INFINITY, -INFINITY, -86_400 * 10**6, -(2**63), 0]
+    foreign = Column(times.values.astype(">M8[us]"))
+    assert foreign.infinite.tolist() == times.infinite.tolist()
+    assert foreign.dates().values.tolist() == days.values.tolist()
+    lists = ListColumn(times.values, np.array([0, 2, 5]), None, null)
+    assert lists.dates().values.view(np.int64).tolist() == days.values.view(np.int64).tolist()
+    assert lists.dates().timestamps().lengths.tolist() == [2, 3]
+    assert lists.dates().timestamps().element_null.tolist() == null.tolist()
+    assert times.timestamps().values is not times.values, "the new arrays are their own"
+
+
+def test_what_cannot_become_a_timestamp_is_refused_and_not_wrapped() -> None:
+    late = np.array([200_000_000, 0]).view("M8[D]")
+    with pytest.raises(ValueError, match="year 294247"):
+        Column(late).timestamps()
+    assert Column(late, np.array([True, False])).timestamps().values[1] == np.datetime64(0, "us")
+    for method in (Column(np.array([1])).dates, ListColumn(np.array([1]), np.array([0, 1])).timestamps):
+        with pytest.raises(TypeError, match="is for datetime64, not for int64"):
+            method()
+
+
+def test_what_a_masked_array_masks_is_null() -> None:
+    masked = np.ma.MaskedArray([1, 2, 3], [False, True, False])
+    made = Column(masked, np.array([True, False, False]))
+    assert type(made.values) is np.ndarray and made.null.tolist() == [True, True, False]
+    assert Column(masked).null.tolist() == [False, True, False]
+    lists = ListColumn(masked, np.array([0, 3]), None, np.array([True, False, False]))
+    assert type(lists.values) is np.ndarray and lists.element_null.tolist() == [True, True, False]
+    with pytest.raises(TypeError, match="null is a plain mask of bool, not a masked array"):
+        Column(np.array([1, 2, 3]), masked > 1)
+
+
 # -------------------------------------------------------------------------------------------------------- types
 
 
@@ -180,9 +221,16 @@ def test_a_numeric_can_be_asked_for_as_decimals_and_nothing_else_can() -> None:
     assert column_type(column("numeric(12,2)", 1700), "float") is None
 
 
-def test_a_domain_counts_as_its_base_type_without_the_modifier_that_is_not_known() -> None:
-    found = column_type(column("money_amount", 1700, type_oid=20001))
-    assert found is not None and found.kind is Kind.DECIMAL and found.scale is None
+def test_a_domain_counts_as_its_base_type_with_the_modifier_that_it_gives_it() -> None:
+    domain = column("money_amount", 1700, type_oid=20001)
+    plain = column_type(replace(domain, declared_base="numeric"))
+    assert plain is not None and plain.kind is Kind.DECIMAL and plain.scale is None
+    scaled = column_type(replace(domain, declared_base="numeric(12,2)"))
+    assert scaled is not None
+    assert (scaled.kind, scaled.precision, scaled.scale, scaled.type_name) == (Kind.SCALED, 12, 2, "money_amount")
+    lists = column_type(replace(column("amounts", 1231, type_oid=20002), declared_base="numeric(12,2)[]"))
+    assert lists is not None and lists.element is not None
+    assert (lists.element.kind, lists.element.scale) == (Kind.SCALED, 2)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from engine.model import Backend, Side
 class BothSides:
     """Sessions of one worker.  ``source_db`` is None when both tables are in one database."""
 
+    aside: tuple[tuple[str, int], ...] = ()
+
     def __init__(
         self, source_db: Database | None, target_db: Database, purpose: str, job_id: int, clock: Clock
     ) -> None:
@@ -21,8 +23,6 @@ class BothSides:
         self._clock = clock
         self._there: Connection | None = None  # the source, when it is another database
         self._here: Connection | None = None
-
-    aside: tuple[tuple[str, int], ...] = ()
 
     @property
     def connection(self) -> Connection:

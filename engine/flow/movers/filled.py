@@ -20,7 +20,7 @@ from engine.errors import BackfillError
 from engine.flow.bounds import Bound
 from engine.flow.movers.both import BothSides
 from engine.flow.movers.server_side import CHUNK_DEADLINE_S
-from engine.flow.movers.transformed import Aside, KeysWanted, TransformedStream, Transforming, too_many
+from engine.flow.movers.transformed import Aside, KeysWanted, TransformedStream, Transforming, keep_in_memory, too_many
 from engine.flow.prepare import Prepared
 from engine.model import Observation, Span
 from engine.sql import read_expression
@@ -47,7 +47,7 @@ class Filled:
     aside: Aside
     rows: int = 0
     changed: int = 0  # rows that had changed between reading and writing them, each time
-    read_rows: int = 0
+    refused: int = 0  # rows that were as we had read them, locked, and were not written nevertheless
     transform_s: float = 0.0
 
 
@@ -111,6 +111,7 @@ class FillMover(BothSides):
             commit_s=self._commit_s,
             transform_s=filled.transform_s,
             changed=filled.changed,
+            refused=filled.refused,
             set_aside=filled.aside.counts,
         )
 
@@ -121,16 +122,19 @@ class FillMover(BothSides):
                 await self._transaction(span, bound, filled)
         except Exception as error:
             allowed = self._transforming.most_rejected
-            told = await too_many(error, self.connection, self._job_id, filled.aside, allowed)
+            told = await too_many(error, self.connection, self._job_id, span, filled.aside, allowed)
             if told is error:
+                del told  # else its traceback keeps it, and with it the stream
                 raise
             raise told from None
         return filled
 
     async def _transaction(self, span: Span, bound: Bound, filled: Filled) -> None:
         writer = self.connection
-        await writer.execute("BEGIN")
         try:
+            # It stands idle while a function looks at changed rows again, up to our own deadline.
+            idle_ms = round(1000 * self._transforming.deadline_s)
+            await writer.execute(f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = {idle_ms}")
             await self.fill(bound, filled)
             fence = advance_call(
                 self._job_id,
@@ -144,7 +148,7 @@ class FillMover(BothSides):
                 round(filled.rows * self._row_bytes),
                 remember=False,
             )
-            aside = filled.aside.call(self._job_id, self._transforming.most_rejected)
+            aside = filled.aside.call(self._job_id, self._transforming.most_rejected, writer.encoding)
             self.aside = filled.aside.counts
             crashpoint("commit.before")
             sent_at = self._clock.now()
@@ -169,14 +173,19 @@ class FillMover(BothSides):
         except BaseException:
             await stream.abandon()
             raise
-        filled.read_rows = stream.read_rows
         unwritten = await self._write(bound, stream, filled)
+        if len(unwritten) > 1:
+            keep_in_memory(round(stream.size_bytes * len(unwritten) / stream.read_rows))
+        del stream  # its buffers are for the next one
         for number in range(HOPEFUL_ROUNDS + 1):
             if not unwritten:
                 break
             lock = number == HOPEFUL_ROUNDS
             query = changed_query(self._filling, self._through, bound.after, bound.to, unwritten, keys=keys, lock=lock)
             unwritten = await self._again(bound, query, filled)
+        if unwritten:  # nobody could have changed them: a trigger has taken the update back, each time
+            filled.refused = len(unwritten)
+            filled.changed -= min(filled.changed, filled.refused * (HOPEFUL_ROUNDS + 1))
         crashpoint("write.after")
 
     async def _stage(self, stream: TransformedStream, pieces: AsyncIterator[bytes]) -> None:
@@ -236,5 +245,5 @@ def filling_of(prepared: Prepared) -> Filling:
         writes=declaration.writes,
         assignments={name: read_expression(text).sql for name, text in prepared.spec.set.items()},
         done=prepared.done,
-        prefix=free_prefix(column.name for column in table.columns),
+        prefix=free_prefix((table.name.name, *(column.name for column in table.columns))),
     )

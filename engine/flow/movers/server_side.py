@@ -29,6 +29,8 @@ class StatementMover:
     keys in between.  Any other unique violation is a bad row, not a reason to try again.
     """
 
+    aside: tuple[tuple[str, int], ...] = ()
+
     def __init__(
         self,
         database: Database,
@@ -53,8 +55,6 @@ class StatementMover:
         self._collided = collided
         self._arbiters = arbiters
         self._connection: Connection | None = None
-
-    aside: tuple[tuple[str, int], ...] = ()
 
     @property
     def connection(self) -> Connection:

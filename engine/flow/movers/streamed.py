@@ -226,8 +226,8 @@ class CopyMover(BothSides):
 
     async def _transaction(self, span: Span, bound: Bound, stream: Passing, *, staged: bool) -> int:
         writer = self.connection
-        await writer.execute(f"BEGIN; {create_staging(self._target)}" if staged else "BEGIN")
         try:
+            await writer.execute(f"BEGIN; {create_staging(self._target)}" if staged else "BEGIN")
             rows = await self._fill(bound, stream, staged=staged)
             fence = advance_call(
                 self._job_id,

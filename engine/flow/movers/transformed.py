@@ -12,9 +12,10 @@ that rejects a row makes its worker begin the chunk anew with keys, and from the
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -22,13 +23,13 @@ from engine._native.rows import HEADER, TRAILER, RowBatches, Rows
 from engine.clock import Clock
 from engine.crashpoint import crashpoint
 from engine.db import Connection, ConnectionLost
-from engine.db.failures import TOO_MANY_SQLSTATE, classify
-from engine.errors import BackfillError, TooManyBadRows
+from engine.db.failures import FENCE_SQLSTATE, TOO_MANY_SQLSTATE, Action, Judged, classify
+from engine.errors import BackfillError, TooManyBadRows, TransformFailed
 from engine.flow.bounds import Bound
 from engine.flow.movers.server_side import CHUNK_DEADLINE_S
 from engine.flow.movers.streamed import ABANDON_S, CopyMover, Passing
 from engine.flow.prepare import Prepared
-from engine.flow.transforming import PreparedTransform
+from engine.flow.transforming import PreparedTransform, TransformNotReady
 from engine.ledger.store import Ledger
 from engine.model import KeyValue, Observation, Span
 from engine.sql.statements import create_staging
@@ -41,6 +42,11 @@ BATCH_BYTES: Final = 1 << 20
 """A batch ends here, however few rows it has; narrow rows end at ``batch_rows`` before.  A worker holds
 ``concurrency + 2`` of them at most, each in several forms: those that the function has, one that waits so that it never
 has to, and one that COPY IN takes.
+"""
+
+MOST_COLLECTED_BYTES: Final = 1 << 20
+"""What others change of a chunk while the transform has it waits in memory.  Where that is more, the chunk comes again
+with fewer rows.
 """
 
 
@@ -71,11 +77,13 @@ class Aside:
         """Reason and SQLSTATE of the first of them."""
         return next(iter(self._rows.values()))
 
-    def call(self, job_id: int, allowed: int) -> str:
-        """The statement that sets them aside, with its semicolon; empty where there are none."""
+    def call(self, job_id: int, allowed: int, encoding: str) -> str:
+        """The statement that sets them aside, with its semicolon; empty where there are none.  ``encoding``: of the
+        ledger's database.
+        """
         if not self._rows:
             return ""
-        reasons = [reason for reason, _ in self._rows.values()]
+        reasons = [writable(reason, encoding) for reason, _ in self._rows.values()]
         sqlstates = [sqlstate for _, sqlstate in self._rows.values()]
         return f"{set_aside_call(job_id, list(self._rows), reasons, sqlstates, allowed)}; "
 
@@ -99,8 +107,10 @@ class TransformedStream:
         aside: Aside,
     ) -> None:
         self.aside = aside
-        self.transform_s = 0.0
+        self.transform_s = 0.0  # wall time with a batch at work or more
         self.passed_rows = 0
+        self._at_work = 0
+        self._at_work_since = 0.0
         self._reader = reader
         self._runner = runner
         self._key_fields = range(fields - key_width, fields)
@@ -144,13 +154,27 @@ class TransformedStream:
 
     async def _apply(self, rows: Rows) -> Applied:
         crashpoint("transform.before")
-        applied = await self._runner.apply(rows)
+        with self._working():
+            applied = await self._runner.apply(rows)
         if applied.rejected and not self._key_fields:
             raise KeysWanted
         for rejected in applied.rejected:
             key = tuple([_text(rows.value(rejected.row, field)) for field in self._key_fields])
             self.aside.add(key, rejected.reason, rejected.sqlstate)
         return applied
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Batches overlap: their own times add up to more than the chunk took."""
+        if not self._at_work:
+            self._at_work_since = time.perf_counter()
+        self._at_work += 1
+        try:
+            yield
+        finally:
+            self._at_work -= 1
+            if not self._at_work:
+                self.transform_s += time.perf_counter() - self._at_work_since
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The stream's bytes.  Whatever failed ends it by raising, so that the target is told to forget it all."""
@@ -165,7 +189,6 @@ class TransformedStream:
             applied = await task
             self._tasks.discard(task)
             crashpoint("transform.after")
-            self.transform_s += applied.seconds
             self.passed_rows += applied.rows
             if applied.rows:
                 yield applied.piece
@@ -177,7 +200,9 @@ class TransformedStream:
         yield TRAILER
 
     async def collected(self) -> list[bytes]:
-        """All its pieces at once.  Raises ``ConnectionLost`` as soon as the session ends, whoever is at work then."""
+        """All its pieces at once.  Raises ``ConnectionLost`` as soon as the session ends, whoever is at work then; and,
+        as if the server had found the chunk too large, when several rows come to more than ``MOST_COLLECTED_BYTES``.
+        """
         collecting = asyncio.ensure_future(self._collect())
         lost = asyncio.ensure_future(self._reader.wait_closed())
         try:
@@ -189,9 +214,17 @@ class TransformedStream:
             collecting.cancel()
             lost.cancel()
             await asyncio.gather(collecting, lost, return_exceptions=True)
+            del collecting, lost  # the error, whose traceback has this frame, would keep itself and the stream alive
 
     async def _collect(self) -> list[bytes]:
-        return [piece async for piece in self.pieces()]
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in self.pieces():
+            pieces.append(piece)
+            size += len(piece)
+            if self.passed_rows > 1:
+                keep_in_memory(size)
+        return pieces
 
     async def abandon(self) -> None:
         """Nobody wants the rest: let the source run out into nothing, so that its session stays usable, or drop it."""
@@ -206,6 +239,20 @@ class TransformedStream:
             self._reader.abort()
         # What failed first is what counts, and is known already.
         await asyncio.gather(self._reading, *self._tasks, return_exceptions=True)
+        self._tasks.clear()  # what they have made is held by nobody else
+
+
+def keep_in_memory(size: int) -> None:
+    """Raises, as if the server had found the chunk too large, when that many bytes of several rows are too many."""
+    if size > MOST_COLLECTED_BYTES:
+        raise Judged(Action.SPLIT, "", "others have changed more of the chunk than is kept in memory")
+
+
+def writable(reason: str, encoding: str) -> str:
+    """The reason as a database of that encoding takes it: an author may give reasons in any language."""
+    if encoding.upper() == "UTF8":
+        return reason
+    return reason.replace("…", "...").encode("ascii", "backslashreplace").decode()
 
 
 def _text(value: bytes | None) -> str:
@@ -235,7 +282,7 @@ class Transforming:
         return CHUNK_DEADLINE_S + self._transform.time_limit_s
 
     async def open(self) -> None:
-        """Begin its thread, with the transform's own set-up, unless that is done.  Raises ``TransformFailed``."""
+        """Begin its thread, with the transform's own set-up, unless that is done.  Raises ``TransformNotReady``."""
         if self._runner is None:
             from engine.transform.running import Runner
 
@@ -252,6 +299,8 @@ class Transforming:
                 if self._starting.cancelled():
                     raise ConnectionLost("told to end while the transform was being set up")
                 self._starting.result()
+            except TransformFailed as error:
+                raise TransformNotReady(error.message, hint=error.hint, sqlstate=error.sqlstate) from None
             finally:
                 self._starting.cancel()
                 self._starting = None
@@ -284,10 +333,20 @@ class Transforming:
         )
 
 
-async def too_many(error: Exception, connection: Connection, job_id: int, aside: Aside, allowed: int) -> Exception:
-    """The error to raise for one of a chunk's transaction: what the ledger refused, told with its counts."""
+async def too_many(
+    error: Exception, connection: Connection, job_id: int, span: Span, aside: Aside, allowed: int
+) -> Exception:
+    """The error to raise for one of a chunk's transaction: what the ledger refused, told with its counts.  A chunk
+    whose span has gone on without it counts rows that are set aside already: that is for the fence, which comes later.
+    """
     if classify(error).sqlstate != TOO_MANY_SQLSTATE or not len(aside):
         return error
+    try:
+        is_ours = await Ledger(connection).stands_as(job_id, span)
+    except Exception as lost:
+        return lost
+    if not is_ours:
+        return Judged(Action.FENCED, FENCE_SQLSTATE, "the chunk's span has another owner, epoch, cursor or end by now")
     counts: Counter[str] = Counter()
     with suppress(Exception):  # the counts are for people: without them the error stays the same
         counts.update(await Ledger(connection).quarantined_by_sqlstate(job_id))
@@ -372,8 +431,10 @@ class TransformedCopyMover(CopyMover):
                 self._transforming.with_keys = True
                 seen = await super().move(span, bound)
         except Exception as error:
-            told = await too_many(error, self.connection, self._job_id, self._aside, self._transforming.most_rejected)
+            allowed = self._transforming.most_rejected
+            told = await too_many(error, self.connection, self._job_id, span, self._aside, allowed)
             if told is error:
+                del told  # a frame of the traceback that names its own error stays until it is collected
                 raise
             raise told from None
         assert self._stream is not None
@@ -403,4 +464,4 @@ class TransformedCopyMover(CopyMover):
     def _beside(self, stream: Passing) -> str:
         del stream
         self.aside = self._aside.counts
-        return self._aside.call(self._job_id, self._transforming.most_rejected)
+        return self._aside.call(self._job_id, self._transforming.most_rejected, self.connection.encoding)

@@ -24,6 +24,8 @@ from engine.plan.preflight.facts import (
     ServerState,
     Slot,
     TransformFacts,
+    filled_by,
+    passes_through,
 )
 from engine.plan.preflight.judge import preflight
 from engine.plan.preflight.keys import KeyChoice, choose_arbiter, choose_key, ranges_agree
@@ -52,7 +54,9 @@ __all__ = [
     "TransformFacts",
     "choose_arbiter",
     "choose_key",
+    "filled_by",
     "map_columns",
+    "passes_through",
     "plain_column",
     "preflight",
     "ranges_agree",

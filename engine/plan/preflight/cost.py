@@ -148,9 +148,11 @@ def _updates(facts: PreflightFacts) -> Iterator[Finding]:
     source, names = facts.source, set(facts.filled)
     touched = [i for i in source.indexes if touches(i, names) and not _summarises(i, facts)]
     if touched:
+        by = [*(["set"] if facts.spec.set else []), *(["the transform"] if facts.transform is not None else [])]
+        who = f"{' and '.join(by)} {'write' if len(by) > 1 else 'writes'}"
         yield finding(
             Code.HOT_UPDATES,
-            f"set writes columns that are indexed ({names_of(touched)}): no update can be HOT, and each adds an entry"
+            f"{who} columns that are indexed ({names_of(touched)}): no update can be HOT, and each adds an entry"
             f" to all {len(source.indexes)} indexes of {source.name}",
             "create these indexes after the job (CREATE INDEX CONCURRENTLY)",
         )

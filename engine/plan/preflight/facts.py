@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Protocol
@@ -33,6 +33,16 @@ class ServerFacts(Protocol):
     def user(self) -> str:
         """The role that we log in as."""
         ...
+
+
+def passes_through(mode: Mode, *, transformed: bool) -> bool:
+    """True when rows of a job pass through this process, over a session for reading and one for writing."""
+    return mode is Mode.COPY or transformed
+
+
+def filled_by(spec: JobSpec, computed: Iterable[str]) -> tuple[str, ...]:
+    """In place: the columns that a job writes, by SQL and by a transform (``computed``)."""
+    return tuple(dict.fromkeys((*spec.set, *computed)))
 
 
 OUR_TRIGGERS: Final = "zz_backfill_"
@@ -179,13 +189,16 @@ class DualWriteFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleFacts:
-    """What became of the rows of the source that the transform was tried on."""
+    """What became of the rows of the source that the transform was tried on; ``untried``: why it was not, where it
+    was meant to be.
+    """
 
-    rows: int
+    rows: int = 0
     rejected: int = 0
     dropped: int = 0
     reason: str = ""  # of one rejected row
     failure: str = ""  # why the transform gave nothing: with its own line, without values
+    untried: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,12 +254,12 @@ class PreflightFacts:
     @property
     def filled(self) -> tuple[str, ...]:
         """In place: the columns that the job writes, by SQL or by a transform."""
-        return tuple(dict.fromkeys((*self.spec.set, *self.computed)))
+        return filled_by(self.spec, self.computed)
 
     @property
     def streams(self) -> bool:
         """True when rows pass through this process, over a session for reading and one for writing."""
-        return self.mode is Mode.COPY or self.transform is not None
+        return passes_through(self.mode, transformed=self.transform is not None)
 
     @property
     def strangers(self) -> tuple[Trigger, ...]:

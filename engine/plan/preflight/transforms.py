@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
-from engine.model import Finding, Mode, Table
+from engine.model import Finding, Mode, Severity, Table
 from engine.plan.preflight.catalogue import Code, did_you_mean, finding
 from engine.plan.preflight.columns import ColumnMap
 from engine.plan.preflight.facts import PreflightFacts, SampleFacts, TransformFacts
@@ -136,10 +137,21 @@ def _generated(facts: PreflightFacts, transform: TransformFacts) -> Iterator[Fin
 
 
 def _sample(transform: TransformFacts, sample: SampleFacts, may_reject: int) -> Iterator[Finding]:
-    if sample.failure:
+    of_rows = "a sample of 1 row" if sample.rows == 1 else f"a sample of {sample.rows} rows"
+    if sample.untried:
+        said = finding(
+            Code.TRANSFORM_FAILS,
+            f"the transform {transform.reference} could not be tried: {sample.untried}",
+            "nothing is known of it: rehearse a few chunks before the job (backfill rehearse)",
+        )
+        yield replace(said, severity=Severity.WARN)
+    elif sample.failure:
+        name = f"transform {transform.reference}"
+        why = sample.failure.removeprefix(f"{name}: ")
+        why = f"it{why.removeprefix(name)}" if why.startswith(f"{name} ") else why
         yield finding(
             Code.TRANSFORM_FAILS,
-            f"the transform {transform.reference} fails on a sample of {sample.rows} rows: {sample.failure}",
+            f"the transform {transform.reference} fails on {of_rows}: {why}",
             "mend the function; `backfill plan --show-rows` shows what it is given",
         )
     elif sample.rejected:
@@ -148,9 +160,9 @@ def _sample(transform: TransformFacts, sample: SampleFacts, may_reject: int) -> 
             if may_reject
             else "the first such row stops the job (errors.max_quarantined is 0)"
         )
-        yield finding(
+        said = finding(
             Code.TRANSFORM_REJECTS,
-            f"the transform {transform.reference} rejects {sample.rejected} of a sample of {sample.rows} rows"
-            f" ({sample.reason}): {then}",
+            f"the transform {transform.reference} rejects {sample.rejected} of {of_rows} ({sample.reason}): {then}",
             "leave such rows out by where, mend them, or raise errors.max_quarantined",
         )
+        yield said if may_reject else replace(said, severity=Severity.REFUSE)  # it would stop before long

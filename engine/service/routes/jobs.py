@@ -130,8 +130,7 @@ async def submit(call: Call) -> Reply:
         return reply
     async with station.preparing:
         refuse_while_draining(call)
-        seen = await inspect(admitted.spec, endpoints_of(admitted.spec), tries=True)
-        admitted.check_tables(seen)
+        seen = await inspect(admitted.spec, endpoints_of(admitted.spec), tries=True, check=admitted.check_tables)
         created = await begin(call, station, seen, request)
     async with station.ledger(call.identity) as ledger:
         return await job_reply(call, station, job, ledger=ledger, status=201 if created else 200, location=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 from engine.errors import HeldByOperator, Stopped
@@ -73,8 +74,8 @@ async def restart(call: Call) -> Reply:
         refuse_alive(await ledger.status(job), force=call.body.force)
     spec = spec_of(call, station, record, listens=True, writes=True)
     async with station.preparing:
-        seen = await inspect(spec, endpoints_of(spec), tries=True)
-        check_found(call, station, record, seen)
+        checked = partial(check_found, call, station, record)
+        seen = await inspect(spec, endpoints_of(spec), tries=True, check=checked)
         prepared = seen.prepared()
         async with opened_for(call, station, prepared) as (ledger, sides):
             await ledger.ensure()

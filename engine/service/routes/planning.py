@@ -29,8 +29,8 @@ async def _look(call: Call, *, show_rows: int = 0) -> tuple[Station, Inspection]
     station = call.daemon.stations[admitted.connection]
     call.noted |= {"connection": station.name, "job": admitted.spec.name}
     async with station.preparing:
-        seen = await inspect(admitted.spec, endpoints_of(admitted.spec), tries=True, show_rows=show_rows)
-    admitted.check_tables(seen)
+        endpoints = endpoints_of(admitted.spec)
+        seen = await inspect(admitted.spec, endpoints, tries=True, show_rows=show_rows, check=admitted.check_tables)
     return station, seen
 
 
