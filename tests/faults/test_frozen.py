@@ -98,6 +98,7 @@ async def test_what_a_transform_raises_on_waking_stops_no_job_that_others_have_t
     armed = {"STANDS_STILL": "4", "RAISES_ON_WAKING": "1"}
     frozen = await nursery.run(spec, workers=1, lease_s=LEASE_S, environment=armed)
     await frozen.stopped()
+    await asyncio.sleep(3.5)  # longer than what could be taken for a call that is late
     heir = await nursery.run(spec, workers=1, lease_s=LEASE_S, environment={"SLOWLY_S": "0.03"})
     deadline = time.monotonic() + 20
     while not any(line.get("taken_over") for line in heir.lines()):

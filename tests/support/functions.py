@@ -92,7 +92,7 @@ def hangs_for_long(batch: Batch) -> dict[str, Any]:
     return done
 
 
-@transform(reads=["counter"], writes=["counter"], batch_rows=64, time_limit_s=1.0)
+@transform(reads=["counter"], writes=["counter"], batch_rows=64, time_limit_s=1.5)
 def stands_still(batch: Batch) -> dict[str, Any]:
     """With ``STANDS_STILL`` its whole process stands still in that call, counted from 1, until somebody wakes it."""
     turn = int(os.environ.get("STANDS_STILL", "0"))
