@@ -437,7 +437,7 @@ async def test_without_quarantine_the_first_bad_row_stops_and_says_what_would_se
     assert error is not None
     assert (error.code, error.sqlstate, error.exit_code) == ("bad_row", "22P02", 7)
     assert "a value cannot be read as its type" in error.message
-    assert "errors.max_quarantined" in error.hint
+    assert "errors: {max_quarantined: N}" in error.hint
     assert CANARY not in everything_said(ran)
 
 
