@@ -30,7 +30,7 @@ pytestmark = pytest.mark.faults
 ROWS = 6000
 CHUNK = ChunkLimits(min_rows=10, max_rows=300)
 CHUNK_STATEMENT = b"WITH moved"
-FENCE_STATEMENT = b"backfill.advance"
+FENCE_STATEMENT = b"SELECT backfill.advance("
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ async def test_a_commit_that_hangs_in_a_proxy_while_the_chunk_is_tried_again(
         f"CREATE TABLE src (id int PRIMARY KEY, v int); INSERT INTO src SELECT g, g FROM generate_series(1, {ROWS}) g"
     )
     target.sql("CREATE TABLE dst (id int PRIMARY KEY, v int)")
-    held = gate.on(frontend="Q", containing=FENCE_STATEMENT, nth=3).hold()
+    held = gate.on(frontend="Q", containing=FENCE_STATEMENT, nth=1).hold()
     running = await start(into(source.dsn, "src", gate.dsn(target.dsn), "dst", chunk=CHUNK, lock_timeout_s=0.3))
     await held.happened()
     late = Late(target, wire_of(gate, "w1"))

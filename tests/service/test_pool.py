@@ -164,8 +164,8 @@ async def test_a_job_that_is_removed_while_it_is_looked_at_does_not_come_back(
 ) -> None:
     honest, ledger = pool_module.inspect, await ledger_of(shop)
 
-    async def inspect(spec: JobSpec, endpoints: Any) -> Any:
-        seen = await honest(spec, endpoints)
+    async def inspect(spec: JobSpec, endpoints: Any, **how: Any) -> Any:
+        seen = await honest(spec, endpoints, **how)
         await ledger.forget("job-0")
         return seen
 
@@ -242,10 +242,10 @@ async def test_what_is_left_aside_is_tried_again_soon_when_somebody_does_somethi
 async def test_a_bug_in_one_job_takes_no_other_down(shop: FreshDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = pool_module.inspect
 
-    async def inspect(spec: JobSpec, endpoints: Any) -> Any:
+    async def inspect(spec: JobSpec, endpoints: Any, **how: Any) -> Any:
         if spec.name == "job-0":
             raise KeyError("a value of a row")
-        return await honest(spec, endpoints)
+        return await honest(spec, endpoints, **how)
 
     monkeypatch.setattr(pool_module, "inspect", inspect)
     for n in range(2):

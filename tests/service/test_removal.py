@@ -138,9 +138,9 @@ async def test_an_order_for_a_job_that_changes_while_its_tables_are_looked_at_is
         await until_job(daemon.client, "cents", lambda shown: shown["state"] == "done" and not shown["workers"])
         look = module.inspect
 
-        async def meanwhile(*asked: Any) -> Any:
+        async def meanwhile(*asked: Any, **how: Any) -> Any:
             await of(await daemon.client.patch("/v1/jobs/cents/pace", json={"max_rows_per_s": 7}))
-            return await look(*asked)
+            return await look(*asked, **how)
 
         monkeypatch.setattr(module, "inspect", meanwhile)
         seen = {"if-match": (await daemon.client.get("/v1/jobs/cents")).headers["etag"]}
