@@ -4,8 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Tests at once: most of them wait for a server.  Those that look at the clock come afterwards: first those that only
-# wait for it (`waiting`), which leave the machine idle, then those that measure (`alone`), one by one.
+# Tests at once: most of them wait for a server.  Those that look at the clock (`alone`) run one by one afterwards.
 JOBS ?= 2
 OR_NONE_CHOSEN := || [ $$? -eq 5 ]
 
@@ -37,9 +36,7 @@ demo: $(VENV)/.ready-demo ## build everything, start a private PostgreSQL and ru
 	$(BIN)/backfill demo $(ARGS)
 
 test: $(VENV)/.ready-test ## build everything and run all tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not waiting and not alone and not long" \
-		$(ARGS) $(OR_NONE_CHOSEN)
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "waiting and not long" $(ARGS) $(OR_NONE_CHOSEN)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone and not long" $(ARGS) $(OR_NONE_CHOSEN)
 	$(BIN)/python -m pytest -m "alone and not long" $(ARGS) $(OR_NONE_CHOSEN)
 
 quick: $(VENV)/.ready-test ## the tests that need no server

@@ -28,11 +28,11 @@ settings.register_profile("thorough", max_examples=5000, deadline=None, suppress
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 
-ALONE = frozenset({"test_stress.py", "test_vacuum.py", "test_watch_latency.py"})
-"""Files whose tests measure: nothing may run beside them."""
-
-WAITING = frozenset({"test_pacing.py", "test_pacing_faults.py", "test_pacing_fleet.py", "test_pacing_real.py"})
-"""Files whose tests look at the clock and wait for most of the time: they may run beside each other."""
+ALONE = frozenset(
+    f"test_{name}.py"
+    for name in ("pacing_real", "pacing_faults", "pacing_fleet", "pacing", "vacuum", "watch_latency", "stress")
+)
+"""Files whose tests look at the clock."""
 
 LONGEST = (
     "faults/test_verify_faults.py",
@@ -63,12 +63,10 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what may not run beside everything; long files first, which ``--no-loadscope-reorder`` leaves as it is."""
+    """Mark what nothing may run beside; long files first, which ``--no-loadscope-reorder`` leaves as it is."""
     for item in items:
         if item.path.name in ALONE:
             item.add_marker("alone")
-        elif item.path.name in WAITING:
-            item.add_marker("waiting")
     folder = Path(__file__).parent
     turns = {folder / name: turn for turn, name in enumerate(LONGEST)}
     items.sort(key=lambda item: turns.get(item.path, len(turns)))
