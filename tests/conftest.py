@@ -30,7 +30,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 
 ALONE = frozenset(
     f"test_{name}.py"
-    for name in ("pacing_real", "pacing_faults", "pacing_fleet", "pacing", "vacuum", "watch_latency", "stress")
+    for name in ("pacing_real", "pacing_faults", "pacing_fleet", "pacing", "vacuum", "watch_latency", "stress", "pace")
 )
 """Files whose tests look at the clock."""
 

@@ -40,7 +40,7 @@ SELECT n, CASE WHEN n % 3 > 0 THEN 'Person' || n || '@example.' || CASE WHEN n %
 CREATE TABLE customers_v2 (id bigint PRIMARY KEY, email text, tags text[]);
 CREATE TABLE sales (id bigint PRIMARY KEY, amount numeric(12,2), currency text, amount_eur double precision);
 INSERT INTO sales SELECT n, n, (ARRAY['EUR', 'USD', NULL])[1 + n % 3], NULL FROM generate_series(1, 5000) n;
-INSERT INTO sales VALUES (0, 1, 'XXX', NULL);
+INSERT INTO sales VALUES (0, 1, 'ZZZ', NULL);
 """
 EUROS = """
 name: euros

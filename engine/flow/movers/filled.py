@@ -18,9 +18,16 @@ from engine.clock import Clock
 from engine.crashpoint import crashpoint
 from engine.errors import BackfillError
 from engine.flow.bounds import Bound
-from engine.flow.movers.both import BothSides
 from engine.flow.movers.server_side import CHUNK_DEADLINE_S
-from engine.flow.movers.transformed import Aside, KeysWanted, TransformedStream, Transforming, keep_in_memory, too_many
+from engine.flow.movers.transformed import (
+    Aside,
+    KeysWanted,
+    TransformedStream,
+    Transforming,
+    WithTransform,
+    keep_in_memory,
+    too_many,
+)
 from engine.flow.prepare import Prepared
 from engine.model import Observation, Span
 from engine.sql import read_expression
@@ -51,7 +58,7 @@ class Filled:
     transform_s: float = 0.0
 
 
-class FillMover(BothSides):
+class FillMover(WithTransform):
     """Fills chunks of one worker in place, through the transform.  Two sessions with the one database.
 
     ``transforming``: a runner that is shared; without, the mover has one of its own.
@@ -78,21 +85,6 @@ class FillMover(BothSides):
         self._update_next = update_staged(self._filling, first=False)
         self._create_staging = create_staging_in_place(self._filling)
         self._commit_s = 0.0
-
-    async def open(self) -> None:
-        """Connect, and see that the transform is ready."""
-        await super().open()
-        await self._transforming.open()
-
-    def abort(self) -> None:
-        """Drop the sockets, and wait for no set-up."""
-        super().abort()
-        self._transforming.abort()
-
-    async def close(self) -> str:
-        """Close the connections, and end the transform's thread."""
-        await super().close()
-        return await self._transforming.close()
 
     async def move(self, span: Span, bound: Bound) -> Observation:
         """One transaction: the rows, rows set aside, fence, COMMIT."""

@@ -26,6 +26,7 @@ from engine.db import Connection, ConnectionLost
 from engine.db.failures import FENCE_SQLSTATE, TOO_MANY_SQLSTATE, Action, Judged, classify
 from engine.errors import BackfillError, TooManyBadRows, TransformFailed
 from engine.flow.bounds import Bound
+from engine.flow.movers.both import BothSides
 from engine.flow.movers.server_side import CHUNK_DEADLINE_S
 from engine.flow.movers.streamed import ABANDON_S, CopyMover, Passing
 from engine.flow.prepare import Prepared
@@ -370,7 +371,28 @@ def passage_of(prepared: Prepared) -> Passage:
     return passage(prepared.source, prepared.target, reads, declaration.writes)
 
 
-class TransformedCopyMover(CopyMover):
+class WithTransform(BothSides):
+    """A mover whose sessions and whose transform come and go together."""
+
+    _transforming: Transforming
+
+    async def open(self) -> None:
+        """Connect, and see that the transform is ready."""
+        await super().open()
+        await self._transforming.open()
+
+    def abort(self) -> None:
+        """Drop the sockets, and wait for no set-up."""
+        super().abort()
+        self._transforming.abort()
+
+    async def close(self) -> str:
+        """Close the connections, and end the transform's thread."""
+        await super().close()
+        return await self._transforming.close()
+
+
+class TransformedCopyMover(WithTransform, CopyMover):
     """Moves chunks of one worker into another table, through the transform.  Two sessions, also within one database.
 
     ``transforming``: a runner that is shared; without, the mover has one of its own.
@@ -406,21 +428,6 @@ class TransformedCopyMover(CopyMover):
         self._deadline_s = self._transforming.deadline_s
         self._aside = Aside()  # of the present chunk
         self._stream: TransformedStream | None = None
-
-    async def open(self) -> None:
-        """Connect, and see that the transform is ready."""
-        await super().open()
-        await self._transforming.open()
-
-    def abort(self) -> None:
-        """Drop the sockets, and wait for no set-up."""
-        super().abort()
-        self._transforming.abort()
-
-    async def close(self) -> str:
-        """Close the connections, and end the transform's thread."""
-        await super().close()
-        return await self._transforming.close()
 
     async def move(self, span: Span, bound: Bound) -> Observation:
         """One transaction on the target: rows, rows set aside, fence, COMMIT."""
